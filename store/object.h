@@ -1,0 +1,89 @@
+/*
+ * object — the object-store contract: named, immutable-or-replaced-whole byte strings.
+ *
+ * Everything durable and shared goes through these calls and no other. A backend promises:
+ *   (1) an object is seen whole or not at all, by every host;
+ *   (2) when a put returns 0 its bytes survive a power cut;
+ *   (3) put_if_absent and put_if_match are atomic against every other writer on every host;
+ *   (4) a get that started before a replacement returns the old bytes or the new, never a mix.
+ * Keys are relative, '/'-separated, 1..900 bytes of [A-Za-z0-9_.-/], no empty, "." or ".."
+ * component (-ERR_BAD_NAME). An etag is a short opaque string that changes whenever the content
+ * does. Backends: object_local.c (a directory), object_memory.c (tests), S3 later.
+ * Threads: any, concurrently. All calls may block on disk or network.
+ */
+#ifndef STORE_OBJECT_H
+#define STORE_OBJECT_H
+
+#include "store/base.h"
+
+#define OBJECT_KEY_MAX 900
+#define ETAG_MAX 95 /* without the NUL */
+struct etag {
+	char text[ETAG_MAX + 1];
+};
+
+struct object_info {
+	const char *key; /* borrowed for the duration of the list callback */
+	uint64_t size;
+	int64_t modified_ms; /* wall clock of the store */
+	struct etag etag;    /* empty where the backend would have to read the object to know */
+};
+/* Return non-zero to stop; list then returns that value. */
+typedef int object_list_fn(void *context, const struct object_info *info);
+
+struct object_store;
+struct object_ops {
+	/* Must. Append bytes [offset, offset+length) of the object to `ret_bytes`; length UINT64_MAX
+	 * means to the end. Bytes past the end are simply not there. ret_etag may be NULL.
+	 * -ERR_NOT_FOUND, -ERR_STORE_AWAY. */
+	int (*get)(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
+		   struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
+	/* Must. Write or replace. */
+	int (*put)(struct object_store *store, const char *key, const void *bytes, size_t length,
+		   struct message *message);
+	/* Must. -ERR_EXISTS when the key exists. */
+	int (*put_if_absent)(struct object_store *store, const char *key, const void *bytes,
+			     size_t length, struct etag *ret_etag, struct message *message);
+	/* Must. -ERR_MOVED when the current etag is another, -ERR_NOT_FOUND when the key is gone. */
+	int (*put_if_match)(struct object_store *store, const char *key, const void *bytes,
+			    size_t length, const struct etag *expected, struct etag *ret_etag,
+			    struct message *message);
+	/* Must. Every key that starts with `prefix` (plain string prefix), in ascending byte order. */
+	int (*list)(struct object_store *store, const char *prefix, object_list_fn *callback,
+		    void *context, struct message *message);
+	/* Must. Deleting a missing key is 0. */
+	int (*remove)(struct object_store *store, const char *key, struct message *message);
+	/* Must. */
+	void (*free)(struct object_store *store);
+	/* May (else NULL): free and total bytes of the place objects lie in. */
+	int (*space)(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total);
+};
+struct object_store {
+	const struct object_ops *ops;
+};
+
+/* Opens file:///path, a plain absolute path, or memory: (tests). `create` makes the directory.
+ * -ERR_NOT_FOUND when it is not there, -ERR_UNSUPPORTED for an unknown scheme. */
+int object_store_open(const char *url, bool create, struct object_store **ret_store,
+		      struct message *message);
+int object_local_open(const char *directory, bool create, struct object_store **ret_store,
+		      struct message *message);
+int object_memory_open(struct object_store **ret_store);
+
+/* The contract's calls; they check the key and then dispatch. */
+int object_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
+	       struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
+int object_put(struct object_store *store, const char *key, const void *bytes, size_t length,
+	       struct message *message);
+int object_put_if_absent(struct object_store *store, const char *key, const void *bytes,
+			 size_t length, struct etag *ret_etag, struct message *message);
+int object_put_if_match(struct object_store *store, const char *key, const void *bytes,
+			size_t length, const struct etag *expected, struct etag *ret_etag,
+			struct message *message);
+int object_list(struct object_store *store, const char *prefix, object_list_fn *callback,
+		void *context, struct message *message);
+int object_remove(struct object_store *store, const char *key, struct message *message);
+int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total);
+void object_store_free(struct object_store *store); /* accepts NULL */
+
+#endif

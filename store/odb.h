@@ -1,0 +1,139 @@
+/*
+ * odb — the object database: verified records in packs, over an object store.
+ *
+ * A record is one chunk of file content, one list of chunks, one tree node or one commit. Its id
+ * is the SHA-256 of its logical content and never covers where bytes lie; beside each id rides
+ * its place, so reading needs no index. Records are appended to packs (about 64 MiB), objects
+ * "packs/<32 hex digits>"; a pack's id is random, so a place is final before the pack is stored.
+ *
+ * Holds:      the cache of decoded small records, the packs being filled, the local index
+ *             (id -> place: a cache for deduplication; may be lost, may be absent).
+ * Never:      returns bytes that do not hash to the id asked for (-ERR_CORRUPT after one re-read).
+ * Invariants: (1) a record is in the index only when its pack is durable;
+ *             (2) a record added to a packer can be read through the odb at once, by place.
+ * Threads:    any. Locks: packer, then odb (list of packers, cache); none is held across store I/O.
+ * Format:     store/README.md, "Packs".
+ */
+#ifndef STORE_ODB_H
+#define STORE_ODB_H
+
+#include "store/kv.h"
+#include "store/object.h"
+
+#define PACK_ID_BYTES 16
+#define PACK_TARGET_BYTES (64u << 20)
+#define RECORD_RAW_MAX (16u << 20) /* no record is larger, raw or stored */
+
+enum record_kind {
+	RECORD_CHUNK = 1, /* raw file bytes; id = SHA-256(bytes) */
+	RECORD_LIST = 2,  /* node of a file's list of chunks */
+	RECORD_NODE = 3,  /* node of a directory's tree */
+	RECORD_COMMIT = 4,
+};
+enum codec { CODEC_RAW = 0, CODEC_ZSTD = 1 };
+
+struct place {
+	uint8_t pack[PACK_ID_BYTES];
+	uint64_t offset; /* of the stored bytes in the pack */
+	uint32_t stored; /* bytes */
+	uint32_t raw;    /* bytes once decoded */
+	uint8_t codec;
+	uint8_t key; /* 0: not encrypted; room for a key slot */
+};
+#define PLACE_ENCODED_BYTES 36
+struct pointer {
+	struct id id;
+	struct place place;
+};
+extern const struct pointer pointer_none; /* zero id: "nothing", e.g. an empty directory */
+static inline bool pointer_is_none(const struct pointer *pointer)
+{
+	return id_is_zero(&pointer->id);
+}
+void place_encode(struct buffer *buffer, const struct place *place);
+void place_decode(struct reader *reader, struct place *ret_place); /* checks ranges: reader.failed */
+
+struct odb;
+struct odb_options {
+	struct kv *index;          /* NULL: no deduplication across packers. Table 0 is the odb's */
+	size_t cache_bytes_max;    /* decoded LIST, NODE and COMMIT records; 0: 64 MiB */
+	int compression_level;     /* zstd; 0: default (1) */
+};
+/* Borrows the store and the index: both must outlive the odb. */
+int odb_new(struct object_store *store, const struct odb_options *options, struct odb **ret_odb);
+void odb_free(struct odb *odb); /* accepts NULL */
+struct object_store *odb_store(struct odb *odb);
+
+/*
+ * A decoded LIST, NODE or COMMIT record: `logical` is what the id covers, `places` what it does
+ * not. Reference-counted and immutable: shared with the cache.
+ */
+struct record {
+	const uint8_t *logical;
+	size_t logical_length;
+	const uint8_t *places;
+	size_t places_length;
+	/* An owner of a record kind may hang its decoded form here, once, atomically (see tree.c). */
+};
+/* Read and verify. The caller owns one reference. -ERR_CORRUPT, -ERR_NOT_FOUND (pack missing),
+ * -ERR_STORE_AWAY; the message names pack and offset. */
+int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
+		    struct record **ret_record, struct message *message);
+void record_unref(struct record *record); /* accepts NULL */
+struct record *record_ref(struct record *record);
+
+/* Read chunks. Ranges that lie together in a pack are fetched by one request. Each `out[i]`
+ * receives exactly pointers[i].place.raw verified bytes. Blocks on the store. */
+int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
+		    uint8_t *const *out, struct message *message);
+
+/*
+ * packer — collects new records into packs. Several threads may add to one packer.
+ * Full packs are put as they fill; packer_flush puts the rest and then enters everything in the
+ * index. Freeing a packer without flushing forgets what was not yet put.
+ */
+struct packer;
+int packer_new(struct odb *odb, struct packer **ret_packer);
+void packer_free(struct packer *packer); /* accepts NULL */
+/* Hash, look up (this packer, then the index), compress when it pays, append. Always yields the
+ * pointer; *ret_new (may be NULL) says whether bytes were added. */
+int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
+		     struct pointer *ret_pointer, bool *ret_new, struct message *message);
+/* The same for a record with places. id = SHA-256(tag(kind) || logical). */
+int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
+		      size_t logical_length, const void *places, size_t places_length,
+		      struct pointer *ret_pointer, struct message *message);
+int packer_flush(struct packer *packer, struct message *message);
+struct packer_stats {
+	uint64_t packs_put;
+	uint64_t bytes_stored; /* put so far, pack framing included */
+	uint64_t bytes_new;    /* raw bytes of records that were new */
+	uint64_t bytes_known;  /* raw bytes of records that were there already */
+};
+void packer_stats(struct packer *packer, struct packer_stats *ret_stats);
+
+/* -- whole packs, for fsck, gc and rebuilding the index -- */
+struct pack_entry {
+	struct id id;
+	enum record_kind kind;
+	struct place place;
+};
+typedef int pack_entry_fn(void *context, const struct pack_entry *entry);
+/* Read a pack's own table of contents (checked). */
+int odb_pack_entries(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], pack_entry_fn *callback,
+		     void *context, struct message *message);
+/* Read the whole pack and verify every byte of it: header, records against ids, footer, padding. */
+int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], uint64_t *ret_records,
+		    struct message *message);
+typedef int pack_list_fn(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t bytes,
+			 int64_t modified_ms);
+int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct message *message);
+/* Remove a pack and every index entry that points into it. */
+int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message);
+
+struct odb_stats {
+	uint64_t reads, read_bytes, cache_hits, cache_misses, cache_bytes;
+};
+void odb_stats(struct odb *odb, struct odb_stats *ret_stats);
+
+#endif

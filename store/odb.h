@@ -73,7 +73,9 @@ struct record {
 	size_t logical_length;
 	const uint8_t *places;
 	size_t places_length;
-	/* An owner of a record kind may hang its decoded form here, once, atomically (see tree.c). */
+	/* For the owner of the record's kind: non-zero once it has checked these bytes, so that a
+	 * cached record is validated once. Zero in a fresh record. */
+	_Atomic(int) checked;
 };
 /* Read and verify. The caller owns one reference. -ERR_CORRUPT, -ERR_NOT_FOUND (pack missing),
  * -ERR_STORE_AWAY; the message names pack and offset. */

@@ -1,0 +1,34 @@
+/*
+ * command — what lakectl's commands do, the same in laked (through the control socket) and in
+ * lakectl's own process when no daemon runs.
+ *
+ * A request is one JSON object: {"command": "commit", ...arguments}; a reply is the object that
+ * `--json` prints, or {"error": {"code", "message", "exit"}}. Bytes that are not valid UTF-8 in
+ * paths travel as they are when they can, else with the key "path_hex" beside "path".
+ * <cjson/cJSON.h> is used by command*.c, control.c and tools/.
+ */
+#ifndef FS_COMMAND_H
+#define FS_COMMAND_H
+
+#include <cjson/cJSON.h>
+
+#include "fs/lake.h"
+
+/* Who asks: from the socket's peer credentials, or the process itself. */
+struct caller {
+	uid_t uid;
+	gid_t gid;
+	pid_t pid;
+	char name[COMMIT_AUTHOR_MAX + 1]; /* user@host */
+};
+void caller_self(struct caller *ret_caller);
+
+/* Runs it. *ret_reply is always a complete object the caller deletes. Returns 0 or the negative
+ * error that is also in the reply. Conflicts are -ERR_CONFLICT with the reply listing them. */
+int command_run(struct lake *lake, const struct caller *caller, const cJSON *request,
+		const struct progress *progress, cJSON **ret_reply);
+
+/* For /lake/.lake/: `which` is "status" (JSON) or "metrics" (Prometheus text). */
+int lake_report(struct lake *lake, const char *which, struct buffer *ret_text);
+
+#endif

@@ -1,0 +1,270 @@
+/*
+ * worktree — a branch's working tree on this host: its base commit plus an overlay of
+ * uncommitted changes.
+ *
+ * The overlay is keyed by numbers, not paths: a changed directory is an overlay inode that has a
+ * base tree (the committed directory it came from) and entries that override it; a changed file
+ * is an overlay inode with attributes and either committed content or a staging file. A renamed
+ * committed directory is one entry naming an inode whose base tree is the old one: O(1), and
+ * untouched directories cost nothing. Hard links are entries with one number (until commit).
+ *
+ * Holds:      STATE_BRANCHES, STATE_ENTRIES, STATE_INODES; the staging files
+ *             STAGING/xx/<staging number in hex>; who writes to what (in memory).
+ * Never:      contains a FUSE type; knows which paths the kernel holds (fs/vfs.h does).
+ * Invariants: (1) each call is one state batch: after a crash it happened or it did not;
+ *             (2) a staging file is named by at most one inode; unnamed ones are removed at
+ *             opening; (3) swapping a working tree's overlay is one batch, whatever its size; the
+ *             old overlay's records are removed later, in the background;
+ *             (4) adopting (copying up metadata) changes nothing anybody can see.
+ * Threads:    any. Lock order: a worktree's gate (shared by mutations, exclusive for commit and
+ *             moves), then the table lock (read-modify-write of state), then state's own. Base
+ *             trees are read without the table lock.
+ */
+#ifndef FS_WORKTREE_H
+#define FS_WORKTREE_H
+
+#include <sys/stat.h>
+
+#include "cache/cache.h"
+#include "fs/state.h"
+#include "refs/diff.h"
+#include "refs/history.h"
+#include "refs/merge.h"
+
+struct worktrees;
+struct worktree;
+
+/* What the mount tells the working trees, and hears from them. All may be NULL (no mount). Called
+ * without locks held. */
+struct worktree_observer {
+	void *context;
+	/* The branch shows another tree than before at the paths where these differ. */
+	void (*moved)(void *context, const char *branch, const struct pointer *before,
+		      const struct pointer *after);
+	/* These paths (and below) of the branch's working tree were changed by a command. */
+	void (*paths_changed)(void *context, const char *branch, const char *const *paths,
+			      size_t count);
+	void (*branch_gone)(void *context, const char *branch);
+	void (*branch_renamed)(void *context, const char *from, const char *to);
+	/* Every file of `branch` (NULL: of all) open for writing. */
+	int (*open_files)(void *context, const char *branch,
+			  int (*callback)(void *argument, const char *branch, const char *path,
+					  int pid),
+			  void *argument);
+};
+
+struct worktrees_options {
+	struct state *state;
+	struct odb *odb;
+	struct history *history;
+	struct cache *cache;
+	const char *staging_directory;
+	uint64_t copy_up_bytes_max; /* larger files are overlaid piecewise; 0: 16 MiB */
+};
+/* Borrows everything. Finishes or drops commits that a crash interrupted; removes unnamed staging
+ * files and overlays nobody owns. */
+int worktrees_open(const struct worktrees_options *options, struct worktrees **ret_trees,
+		   struct message *message);
+void worktrees_close(struct worktrees *trees);
+void worktrees_observe(struct worktrees *trees, const struct worktree_observer *observer);
+
+/* The branch's working tree, one reference. When nothing is uncommitted it follows the branch's
+ * head; reads the ref at most once per `refresh` (1 s) unless asked to. -ERR_NOT_FOUND. */
+int worktree_get(struct worktrees *trees, const char *branch, struct worktree **ret_worktree,
+		 struct message *message);
+int worktree_refresh(struct worktree *worktree, struct message *message);
+void worktree_unref(struct worktree *worktree);
+const char *worktree_branch(const struct worktree *worktree);
+/* The commit it is based on; the caller frees. */
+int worktree_base(struct worktree *worktree, struct commit **ret_commit);
+/* Changes whenever numbers of this working tree may have become invalid (commit, move, reset):
+ * callers that cached a number look it up again by path. */
+uint64_t worktree_epoch(const struct worktree *worktree);
+bool worktree_dirty(struct worktree *worktree);
+
+/* -- inodes -- */
+struct inode {
+	uint64_t number; /* unique in the lake, for ever */
+	uint64_t shown;  /* st_ino */
+	struct attributes attributes;
+	int64_t ctime_ns;
+	uint32_t nlink;
+	struct pointer tree;    /* directories: base tree, pointer_none when new */
+	struct content content; /* files without staging: all of it; piecewise: what lies below */
+	uint64_t staging;       /* 0: none */
+	bool piecewise;         /* staging holds only what was written; 4 KiB-aligned data extents
+				   of the (sparse) staging file override the content */
+	uint64_t base_bytes;    /* piecewise: how much of content still shows */
+	char *target;           /* owned */
+	size_t target_length;
+	uint8_t *xattrs; /* owned */
+	size_t xattrs_length;
+};
+void inode_release(struct inode *inode);
+int inode_copy(const struct inode *inode, struct inode *ret_copy);
+/* For fuzzing. */
+int inode_decode(const void *bytes, size_t length, struct inode *ret_inode);
+
+/* A directory as reads see it: an overlay inode, or (number 0) a committed directory. */
+struct directory {
+	uint64_t number;
+	struct pointer tree; /* used when number is 0 */
+};
+/* What a name is: an overlay inode (number != 0), or a committed entry (owned: free()). */
+struct found {
+	uint64_t number;
+	uint32_t mode; /* S_IFMT bits at least */
+	struct tree_entry *entry;
+};
+/* -ERR_NOT_FOUND; -ERR_STALE when the number is no longer valid (look up again by path). */
+int worktree_lookup(struct worktree *worktree, const struct directory *directory,
+		    const char *name, size_t name_length, struct found *ret_found,
+		    struct message *message);
+int worktree_inode(struct worktree *worktree, uint64_t number, struct inode *ret_inode);
+/* The root's directory: number when the overlay has it, else the base tree. */
+int worktree_root(struct worktree *worktree, struct directory *ret_directory);
+/* List names > `after` in byte order, overlay and base merged, until the callback returns
+ * non-zero (then returned) or the end (0). `found->entry` is borrowed during the callback. */
+typedef int list_fn(void *context, const char *name, size_t name_length,
+		    const struct found *found);
+int worktree_list(struct worktree *worktree, const struct directory *directory,
+		  const char *after, size_t after_length, list_fn *callback, void *context,
+		  struct message *message);
+
+/* -- mutations: between enter and leave, so that a commit sees all of one or nothing -- */
+/* Waits while a commit or move swaps the overlay. -ERR_STALE when `epoch` has passed,
+ * -ERR_NOT_FOUND when the branch was deleted. Nesting is not allowed. */
+int worktree_enter(struct worktree *worktree, uint64_t epoch);
+void worktree_leave(struct worktree *worktree);
+
+/* Number of the root in the overlay, made when missing. */
+int worktree_adopt_root(struct worktree *worktree, uint64_t *ret_number);
+/* Bring the committed entry `name` of overlay directory `parent` into the overlay. When it is
+ * there already its number is returned. `shown`: the st_ino callers have seen. */
+int worktree_adopt(struct worktree *worktree, uint64_t parent, const struct tree_entry *entry,
+		   uint64_t shown, uint64_t *ret_number, struct message *message);
+/* A new inode under a free name (-ERR_EXISTS). A regular file gets an empty staging file; a
+ * symlink its target. parent 0: a nameless file (O_TMPFILE): *ret_inode is its only record until
+ * worktree_link gives it a name. */
+int worktree_make(struct worktree *worktree, uint64_t parent, const char *name,
+		  size_t name_length, const struct attributes *attributes, const char *target,
+		  struct inode *ret_inode, struct message *message);
+/* Another name for an overlay inode; `orphan` (may be NULL) is the caller's copy of one whose
+ * last name is gone. */
+int worktree_link(struct worktree *worktree, uint64_t number, struct inode *orphan,
+		  uint64_t parent, const char *name, size_t name_length,
+		  struct message *message);
+/* Remove a name. When it was the last one of an overlay inode, *ret_last holds it (number != 0)
+ * and its staging file stays until worktree_forget. -ERR_NOT_EMPTY, -ERR_IS_DIRECTORY,
+ * -ERR_NOT_DIRECTORY. */
+int worktree_remove(struct worktree *worktree, uint64_t parent, const char *name,
+		    size_t name_length, bool directory, struct inode *ret_last,
+		    struct message *message);
+/* Both names' parents are in the overlay; the source has been adopted, and so has the target
+ * when it exists. flags: RENAME_NOREPLACE, RENAME_EXCHANGE. *ret_last as above for a replaced
+ * target. The caller has excluded moving a directory below itself. */
+int worktree_rename(struct worktree *worktree, uint64_t from_parent, const char *from,
+		    size_t from_length, uint64_t to_parent, const char *to, size_t to_length,
+		    unsigned flags, struct inode *ret_last, struct message *message);
+/* Which attributes to set. Size is worktree_truncate's. */
+enum { SET_MODE = 1, SET_UID = 2, SET_GID = 4, SET_MTIME = 8, SET_CTIME = 16 };
+int worktree_set_attributes(struct worktree *worktree, uint64_t number, unsigned which,
+			    const struct attributes *attributes);
+int worktree_set_xattr(struct worktree *worktree, uint64_t number, const char *name,
+		       struct span value /* data NULL: remove */, int flags);
+/* An orphan (last name gone) is not needed any more: remove its staging file. */
+void worktree_forget(struct worktrees *trees, const struct inode *last);
+
+/* -- content of overlay files -- */
+/* Make the file writable: give it a staging file holding its content (copied when small,
+ * piecewise when large, empty when `truncate`). The inode is read back into *ret_inode. */
+int worktree_writable(struct worktree *worktree, uint64_t number, bool truncate,
+		      struct inode *ret_inode, struct message *message);
+/* Open the staging file itself; O_RDONLY or O_RDWR. */
+int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_fd);
+/* A regular file's bytes as readers see them, local when possible. One per open file or shared
+ * per inode; the caller keeps it while anything is open. */
+struct file_data;
+int file_data_open(struct worktrees *trees, const struct inode *inode, bool write,
+		   struct file_data **ret_data, struct message *message);
+int file_data_open_content(struct worktrees *trees, const struct content *content,
+			   struct file_data **ret_data, struct message *message);
+void file_data_close(struct file_data *data);
+/* A descriptor that holds every byte of the file, for passthrough: -1 when not wholly local.
+ * Valid until close. Writable when opened for writing. */
+int file_data_local(const struct file_data *data);
+ssize_t file_data_read(struct file_data *data, void *out, size_t length, uint64_t offset,
+		       struct message *message);
+ssize_t file_data_write(struct file_data *data, const void *bytes, size_t length,
+			uint64_t offset, struct message *message);
+int file_data_truncate(struct file_data *data, uint64_t size, struct message *message);
+int file_data_allocate(struct file_data *data, int mode, uint64_t offset, uint64_t length,
+		       struct message *message); /* fallocate(2) */
+int file_data_sync(struct file_data *data, bool data_only); /* the bytes; names: state_sync */
+int file_data_stat(struct file_data *data, struct stat *ret_stat); /* size, times, blocks */
+int file_data_seek(struct file_data *data, uint64_t offset, int whence, uint64_t *ret_offset);
+/* Truncate by number, without an open file (SETATTR by path). */
+int worktree_truncate(struct worktree *worktree, uint64_t number, uint64_t size,
+		      struct message *message);
+/* stat(2) of an overlay inode: record and staging file together. */
+int worktree_stat(struct worktree *worktree, const struct inode *inode, struct stat *ret_stat);
+/* Count writers, so that commit knows: +1 before an open for writing succeeds, -1 at release. */
+void worktree_writer(struct worktrees *trees, uint64_t number, int change);
+
+/* -- whole working trees: commands -- */
+struct commit_options {
+	const char *author, *message, *command;
+	const struct meta_pair *meta;
+	size_t meta_count;
+	const char *const *paths; /* NULL: everything */
+	size_t path_count;
+	bool allow_open;
+	bool allow_empty;
+	int wait_ms; /* for files open for writing; then -ERR_BUSY naming them */
+	const struct pointer *second_parent; /* may be NULL */
+	const struct progress *progress;
+};
+struct commit_result {
+	struct pointer commit;
+	uint64_t files, bytes_new, bytes_known, packs, bytes_stored;
+	bool rebased; /* the head had moved; changes were re-based onto it */
+};
+/* One atomic snapshot: stores content (ahead, without stopping writers), then with the gate
+ * closed the rest, the trees and the commit, then moves the ref, then swaps the overlay; staging
+ * files become cached blobs. -ERR_BUSY, -ERR_CONFLICT (paths in the message; nothing lost),
+ * -ERR_INVALID when nothing changed and not allow_empty. */
+int worktree_commit(struct worktree *worktree, const struct commit_options *options,
+		    struct commit_result *ret_result, struct message *message);
+/* Uncommitted changes, in path order. change.after of a staged file has content.size set and a
+ * zero id. */
+int worktree_changes(struct worktree *worktree, const char *const *paths, size_t path_count,
+		     change_fn *callback, void *context, struct message *message);
+/* Move the branch's ref from its current head to `commit` and the working tree with it.
+ * Uncommitted changes are kept when no path collides (-ERR_CONFLICT names those that do; nothing
+ * moved), or thrown away with `discard`. `expected` (may be NULL) is the head the caller's work
+ * is based on: -ERR_MOVED when it is another by now. */
+struct move_options {
+	const struct pointer *expected;
+	const char *who, *command;
+	bool discard;
+};
+int worktree_move(struct worktree *worktree, const struct pointer *commit,
+		  const struct move_options *options, struct message *message);
+/* Make `paths` (and below) as in `from` (a commit's tree; NULL: the base): uncommitted changes
+ * there are gone, differences become uncommitted changes. Unknown paths: -ERR_NOT_FOUND. */
+int worktree_restore(struct worktree *worktree, const struct commit *from,
+		     const char *const *paths, size_t path_count, uint64_t *ret_changed,
+		     struct message *message);
+/* The branch itself: its working tree goes with it (-ERR_BUSY while files are open for writing;
+ * -ERR_REFUSED when uncommitted changes would be lost and not `force`). */
+int worktree_delete_branch(struct worktrees *trees, const char *branch, bool force,
+			   const struct ref_author *author, struct message *message);
+int worktree_rename_branch(struct worktrees *trees, const char *from, const char *to,
+			   const struct ref_author *author, struct message *message);
+/* Base commits and content that uncommitted changes refer to: roots for gc. */
+int worktrees_roots(struct worktrees *trees,
+		    int (*commit_fn)(void *context, const struct pointer *commit),
+		    int (*content_fn)(void *context, const struct content *content),
+		    void *context);
+
+#endif

@@ -58,7 +58,7 @@ struct buffer {
 	size_t length;
 	size_t capacity;
 	size_t limit; /* 0: BUFFER_LIMIT_DEFAULT */
-	bool failed;  /* an append did not fit or memory ran out: sticky, checked once at the end */
+	int failed;   /* 0, or why an append was refused: sticky, checked once at the end */
 };
 #define BUFFER_LIMIT_DEFAULT ((size_t)1 << 30)
 void buffer_release(struct buffer *buffer);            /* accepts zeroed */

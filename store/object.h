@@ -6,9 +6,11 @@
  *   (2) when a put returns 0 its bytes survive a power cut;
  *   (3) put_if_absent and put_if_match are atomic against every other writer on every host;
  *   (4) a get that started before a replacement returns the old bytes or the new, never a mix.
- * Keys are relative, '/'-separated, 1..900 bytes of [A-Za-z0-9_.-/], no empty, "." or ".."
- * component (-ERR_BAD_NAME). An etag is a short opaque string that changes whenever the content
- * does. Backends: object_local.c (a directory), object_memory.c (tests), S3 later.
+ * Keys are relative, '/'-separated, 1..900 bytes of [A-Za-z0-9_.-/], components of 1..255 bytes,
+ * none "." or ".."; no key may be a directory of another ("a" and "a/b": -ERR_BAD_NAME). An etag is
+ * a short opaque string that changes whenever the content does; the backends here make it from the
+ * content's hash, so that content which returns has its old etag again (callers that mind add a
+ * nonce). Backends: object_local.c (a directory), object_memory.c (tests), S3 later.
  * Threads: any, concurrently. All calls may block on disk or network.
  */
 #ifndef STORE_OBJECT_H
@@ -17,10 +19,16 @@
 #include "store/base.h"
 
 #define OBJECT_KEY_MAX 900
+#define OBJECT_COMPONENT_MAX 255
+bool object_key_valid(const char *key);
+
 #define ETAG_MAX 95 /* without the NUL */
 struct etag {
 	char text[ETAG_MAX + 1];
 };
+/* The etag of content in the backends here: the first bytes of its SHA-256, in hexadecimal. */
+#define ETAG_CONTENT_BYTES 16
+void etag_of(const void *bytes, size_t length, struct etag *ret_etag);
 
 struct object_info {
 	const char *key; /* borrowed for the duration of the list callback */
@@ -34,7 +42,8 @@ typedef int object_list_fn(void *context, const struct object_info *info);
 struct object_store;
 struct object_ops {
 	/* Must. Append bytes [offset, offset+length) of the object to `ret_bytes`; length UINT64_MAX
-	 * means to the end. Bytes past the end are simply not there. ret_etag may be NULL.
+	 * means to the end. Bytes past the end are simply not there. ret_etag may be NULL; asking
+	 * for it may cost reading the whole object. On failure nothing is appended.
 	 * -ERR_NOT_FOUND, -ERR_STORE_AWAY. */
 	int (*get)(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
 		   struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
@@ -62,8 +71,10 @@ struct object_store {
 	const struct object_ops *ops;
 };
 
-/* Opens file:///path, a plain absolute path, or memory: (tests). `create` makes the directory.
- * -ERR_NOT_FOUND when it is not there, -ERR_UNSUPPORTED for an unknown scheme. */
+/* Opens file:///path, a plain absolute path, or memory: (tests; every call a new, empty one).
+ * `create` makes the directory and its marker; an existing store is opened, a directory with
+ * other things in it refused (-ERR_NOT_EMPTY). Without `create`: -ERR_NOT_FOUND when no store is
+ * there. -ERR_UNSUPPORTED for an unknown scheme. */
 int object_store_open(const char *url, bool create, struct object_store **ret_store,
 		      struct message *message);
 int object_local_open(const char *directory, bool create, struct object_store **ret_store,

@@ -1,0 +1,141 @@
+/* object — checks keys before any backend sees them, finds the backend for a URL, and dispatches.
+ * Hides what a well-formed key is: backends may build paths from keys without looking again. */
+#include "store/object.h"
+
+#include <assert.h>
+
+static bool key_character(char c)
+{
+	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+	       c == '_' || c == '.' || c == '-';
+}
+
+/* One component, [start, end): not empty, not "." or "..", short enough to be a file name. */
+static bool component_valid(const char *start, const char *end)
+{
+	size_t length = (size_t)(end - start);
+	if (length == 0 || length > OBJECT_COMPONENT_MAX)
+		return false;
+	return !(start[0] == '.' && (length == 1 || (length == 2 && start[1] == '.')));
+}
+
+/* A prefix's last component may be anything, even empty: it is only the beginning of one. */
+static bool path_valid(const char *path, bool prefix)
+{
+	const char *start = path, *at = path;
+	for (; *at != '\0'; at++) {
+		if (at - path >= OBJECT_KEY_MAX)
+			return false;
+		if (*at == '/') {
+			if (!component_valid(start, at))
+				return false;
+			start = at + 1;
+		} else if (!key_character(*at)) {
+			return false;
+		}
+	}
+	return prefix || component_valid(start, at);
+}
+
+bool object_key_valid(const char *key)
+{
+	return path_valid(key, false);
+}
+
+static int bad_key(const char *key, struct message *message)
+{
+	return fail(message, -ERR_BAD_NAME, "'%.200s' is not a valid object key", key);
+}
+
+void etag_of(const void *bytes, size_t length, struct etag *ret_etag)
+{
+	struct id id;
+	sha256_of(bytes, length, &id);
+	hex_encode(id.bytes, ETAG_CONTENT_BYTES, ret_etag->text);
+}
+
+int object_store_open(const char *url, bool create, struct object_store **ret_store,
+                      struct message *message)
+{
+	static const char file_scheme[] = "file://";
+	if (url[0] == '/')
+		return object_local_open(url, create, ret_store, message);
+	if (strncmp(url, file_scheme, sizeof(file_scheme) - 1) == 0) {
+		const char *path = url + sizeof(file_scheme) - 1;
+		if (path[0] != '/')
+			return fail(
+			        message, -ERR_INVALID,
+			        "'%s': a file URL needs an absolute path, as in file:///srv/lake",
+			        url);
+		return object_local_open(path, create, ret_store, message);
+	}
+	if (strcmp(url, "memory:") == 0) {
+		int r = object_memory_open(ret_store);
+		return r < 0 ? fail(message, r, "memory store: %s", error_text(r)) : 0;
+	}
+	return fail(message, -ERR_UNSUPPORTED,
+	            "'%s' names no known kind of object store; use file:///path or /path", url);
+}
+
+int object_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
+               struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	return store->ops->get(store, key, offset, length, ret_bytes, ret_etag, message);
+}
+
+int object_put(struct object_store *store, const char *key, const void *bytes, size_t length,
+               struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	return store->ops->put(store, key, bytes, length, message);
+}
+
+int object_put_if_absent(struct object_store *store, const char *key, const void *bytes,
+                         size_t length, struct etag *ret_etag, struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	return store->ops->put_if_absent(store, key, bytes, length, ret_etag, message);
+}
+
+int object_put_if_match(struct object_store *store, const char *key, const void *bytes,
+                        size_t length, const struct etag *expected, struct etag *ret_etag,
+                        struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	/* An empty etag (a listing's "unknown") matches nothing; passing it on would be a bug. */
+	assert(expected != NULL && expected->text[0] != '\0');
+	return store->ops->put_if_match(store, key, bytes, length, expected, ret_etag, message);
+}
+
+int object_list(struct object_store *store, const char *prefix, object_list_fn *callback,
+                void *context, struct message *message)
+{
+	if (!path_valid(prefix, true))
+		return bad_key(prefix, message);
+	return store->ops->list(store, prefix, callback, context, message);
+}
+
+int object_remove(struct object_store *store, const char *key, struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	return store->ops->remove(store, key, message);
+}
+
+int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total)
+{
+	if (store->ops->space == NULL)
+		return -ERR_UNSUPPORTED;
+	return store->ops->space(store, ret_free, ret_total);
+}
+
+void object_store_free(struct object_store *store)
+{
+	if (store != NULL)
+		store->ops->free(store);
+}

@@ -1,0 +1,242 @@
+/*
+ * worktree_internal — what the files that implement fs/worktree.h share. Included only by them.
+ *
+ *   worktree.c    opening, the table of working trees, branch records, following heads, clean-up
+ *   overlay.c     names and attributes: look-ups, lists, mutations
+ *   inode.c       the records: bytes of keys and values (format: fs/README.md, "State tables")
+ *   staging.c     staging files by number
+ *   file_data.c   a file's bytes as readers see them
+ *   the commands (commit, move, restore, branches) build on all of these
+ *
+ * An overlay is the set of STATE_ENTRIES and STATE_INODES records whose keys start with its
+ * number. It belongs to at most one branch record. Overlay 0 is "nothing uncommitted": it has no
+ * records and a branch with it has no record either. Every other overlay owned by a branch has a
+ * root inode. Records in an overlay that no branch record names are garbage: an interrupted
+ * command's, or what a swap left behind.
+ *
+ * Locks, in order:
+ *   gate          per working tree. Shared: mutations (worktree_enter). Exclusive: whoever swaps
+ *                 the overlay or moves the base. Nobody enters twice.
+ *   table_lock    one per struct worktrees: read-modify-write of state, and the fields marked so.
+ *                 Never held across the store, a base tree or a staging file's bytes.
+ *   files_lock    the table of open staging files (file_data.c); leaf.
+ *   state's own   leaf.
+ * A working tree's `overlay`, `root` and base change only with the gate held exclusively, except
+ * that the first mutation makes overlay and root (0 -> n) under table_lock with the gate shared.
+ * So: whoever holds the gate in either way may read the base without table_lock; whoever holds it
+ * exclusively may read all of them. Others take copies with worktree_view.
+ */
+#ifndef FS_WORKTREE_INTERNAL_H
+#define FS_WORKTREE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <uthash.h>
+
+#include "fs/worktree.h"
+
+#define COPY_UP_BYTES_DEFAULT ((uint64_t)16 << 20)
+#define REFRESH_INTERVAL_MS 1000
+#define WORKTREES_IDLE_MAX 1024
+#define STAGING_PATH_MAX 24 /* "xx/<16 hex digits>" and NUL */
+#define OVERLAY_SCAN_BATCH 256
+#define OVERLAY_CLEAN_BATCH 512
+
+/* Count of opens for writing of one inode; present only while it is not 0. */
+struct writer {
+	uint64_t number;
+	unsigned count;
+	UT_hash_handle hh;
+};
+
+struct worktrees {
+	struct state *state;
+	struct odb *odb;
+	struct history *history;
+	struct cache *cache; /* may be NULL: content is then read through the odb */
+	char *staging_directory;
+	int staging_fd; /* of that directory */
+	uint64_t copy_up_bytes_max;
+	uint64_t granule; /* unit of a piecewise file: max(4096, block size of the staging disk) */
+	_Atomic uint64_t epochs; /* the last epoch given out, to any working tree */
+
+	pthread_mutex_t table_lock;
+	/* guarded by table_lock: */
+	struct worktree *by_branch;
+	struct writer *writers;
+	struct worktree_observer observer;
+
+	pthread_mutex_t files_lock;
+	struct file_data *files; /* shared ones, by staging number; guarded by files_lock */
+
+	/* The cleaner deletes records of discarded overlays, in small batches. */
+	pthread_t cleaner;
+	pthread_mutex_t cleaner_lock; /* guards the next four; leaf */
+	pthread_cond_t cleaner_wake;
+	struct discarded *discarded;
+	bool cleaner_running, closing;
+};
+
+struct worktree {
+	struct worktrees *trees;
+	UT_hash_handle hh;   /* by_branch; table_lock */
+	unsigned references; /* table_lock */
+	_Atomic(char *)
+	        branch; /* replaced by worktree_rekey; old names live as long as this does */
+	struct name_kept *names; /* owned: every name it ever had; table_lock */
+
+	pthread_rwlock_t gate; /* prefers writers */
+	_Atomic uint64_t epoch;
+	_Atomic bool gone; /* the branch was deleted; set with the gate held exclusively */
+
+	pthread_mutex_t refresh_lock; /* one reader of the ref at a time; before the gate */
+	_Atomic int64_t refreshed_ms; /* monotonic */
+
+	/* See "Locks" for who may read and write these. */
+	uint64_t overlay;
+	uint64_t root;       /* the overlay's root inode; 0 with overlay 0 */
+	struct pointer base; /* commit */
+	struct pointer base_tree;
+	struct attributes base_root;
+};
+
+/* -- branch records: STATE_BRANCHES, branch name -> this. Absent: nothing uncommitted -- */
+struct branch_record {
+	uint64_t overlay;
+	uint64_t root;
+	struct pointer base;
+	/* A commit is about to move the ref: when the ref's history has `intent_commit`, the branch
+	 * is to have that base with `intent_overlay` (0: nothing uncommitted is left); else nothing
+	 * happened. worktrees_open settles it (or the first worktree_get, when the store was away).
+	 */
+	bool intent;
+	struct pointer intent_commit;
+	uint64_t intent_overlay;
+	uint64_t intent_root;
+};
+int branch_record_read(struct worktrees *trees, const char *branch,
+                       struct branch_record *ret_record); /* -ERR_NOT_FOUND, -ERR_CORRUPT */
+/* overlay 0 without intent: deletes it. */
+void branch_record_put(struct state_batch *batch, const char *branch,
+                       const struct branch_record *record);
+int branch_record_decode(const void *bytes, size_t length, struct branch_record *ret_record);
+typedef int branch_record_fn(void *context, const char *branch, const struct branch_record *record);
+/* The callback runs without locks. */
+int branch_records_each(struct worktrees *trees, branch_record_fn *callback, void *context);
+
+/* -- a working tree, for whoever moves it -- */
+/* Consistent copies of the four. Any of ret_ may be NULL. */
+struct worktree_view {
+	uint64_t overlay, root, epoch;
+	struct pointer base, base_tree;
+	struct attributes base_root;
+};
+void worktree_view(struct worktree *worktree, struct worktree_view *ret_view);
+
+/* Close and open the gate. Closing waits for mutations under way and keeps new ones out.
+ * -ERR_NOT_FOUND (and not closed) when the branch is gone. */
+int worktree_close_gate(struct worktree *worktree);
+void worktree_open_gate(struct worktree *worktree);
+
+/* Gate closed. Record (or, commit NULL, drop) what a commit is about to do, and make it and every
+ * batch before it durable. Must return 0 before the ref is moved. */
+int worktree_intend(struct worktree *worktree, const struct pointer *commit, uint64_t overlay,
+                    uint64_t root, struct message *message);
+/* Gate closed. The branch now shows `base` with `overlay` (0: nothing uncommitted; else root is
+ * its root inode): one batch, which also ends an intent, and a new epoch. The old overlay's
+ * records stay: pass it to overlay_discard when its staging files have been dealt with. The
+ * caller tells the observer once the gate is open. */
+int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t overlay,
+                  uint64_t root, struct message *message);
+/* Gate closed. The branch no longer exists: its record goes, the working tree is `gone` and leaves
+ * the table. The overlay's records stay (overlay_discard). */
+int worktree_drop(struct worktree *worktree, struct message *message);
+/* Gate closed. The branch has another name now: its record moves, in one batch. */
+int worktree_rekey(struct worktree *worktree, const char *branch, struct message *message);
+void worktrees_observer(struct worktrees *trees, struct worktree_observer *ret_observer);
+
+/* A fresh overlay number; its records may be written in any number of batches before a branch
+ * record names it (a crash before that makes them garbage). */
+static inline uint64_t overlay_new(struct worktrees *trees)
+{
+	return state_number(trees->state);
+}
+/* Nobody's any more: delete its records in the background, and unlink the staging files its
+ * inodes name, except those that inodes of the same number in overlay `successor` (0: none) name
+ * too. Accepts overlay 0. */
+void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
+
+/* -- records of an overlay -- */
+void overlay_put_inode(struct state_batch *batch, uint64_t overlay, const struct inode *inode);
+void overlay_delete_inode(struct state_batch *batch, uint64_t overlay, uint64_t number);
+/* -ERR_NOT_FOUND. The caller releases. */
+int overlay_read_inode(struct worktrees *trees, uint64_t overlay, uint64_t number,
+                       struct inode *ret_inode);
+void inode_encode(struct buffer *buffer, const struct inode *inode); /* without the number */
+
+struct overlay_entry {
+	const char *name; /* NUL-terminated */
+	size_t name_length;
+	bool whiteout;   /* the base tree's entry of this name is not there any more */
+	uint64_t number; /* 0 for a whiteout */
+	uint32_t mode;   /* S_IFMT bits */
+};
+void overlay_put_entry(struct state_batch *batch, uint64_t overlay, uint64_t directory,
+                       const char *name, size_t name_length, uint64_t number, uint32_t mode);
+void overlay_put_whiteout(struct state_batch *batch, uint64_t overlay, uint64_t directory,
+                          const char *name, size_t name_length);
+void overlay_delete_entry(struct state_batch *batch, uint64_t overlay, uint64_t directory,
+                          const char *name, size_t name_length);
+/* name and name_length of the result are the arguments. -ERR_NOT_FOUND. */
+int overlay_read_entry(struct worktrees *trees, uint64_t overlay, uint64_t directory,
+                       const char *name, size_t name_length, struct overlay_entry *ret_entry);
+/* Every entry and whiteout of a directory with name > `after` (after_length 0: all), ascending.
+ * The callback runs without locks (records are read OVERLAY_SCAN_BATCH at a time) and may mutate;
+ * the entry is borrowed. Non-zero stops and is returned. */
+typedef int overlay_entry_fn(void *context, const struct overlay_entry *entry);
+int overlay_entries(struct worktrees *trees, uint64_t overlay, uint64_t directory,
+                    const char *after, size_t after_length, overlay_entry_fn *callback,
+                    void *context);
+/* Every inode of an overlay, by number; likewise without locks. */
+typedef int overlay_inode_fn(void *context, const struct inode *inode);
+int overlay_inodes(struct worktrees *trees, uint64_t overlay, overlay_inode_fn *callback,
+                   void *context);
+/* A pull cursor over the same entries, for merging with a base tree's. */
+struct overlay_cursor;
+int overlay_cursor_new(struct worktrees *trees, uint64_t overlay, uint64_t directory,
+                       const char *after, size_t after_length, struct overlay_cursor **ret_cursor);
+/* 0: the entry is borrowed until the next call; -ERR_NOT_FOUND: the end. */
+int overlay_cursor_next(struct overlay_cursor *cursor, const struct overlay_entry **ret_entry);
+void overlay_cursor_free(struct overlay_cursor *cursor); /* accepts NULL */
+
+/* Commit a batch; the usual last step under table_lock. */
+static inline int overlay_commit(struct worktrees *trees, struct state_batch *batch,
+                                 struct message *message)
+{
+	return state_commit(trees->state, batch, message);
+}
+
+/* -- staging files -- */
+/* Relative to staging_fd / absolute (allocated; NULL: no memory), e.g. for cache_adopt. */
+void staging_path(uint64_t staging, char ret_path[STAGING_PATH_MAX]);
+char *staging_absolute(const struct worktrees *trees, uint64_t staging);
+/* A new empty one, open for reading and writing. */
+int staging_create(struct worktrees *trees, uint64_t *ret_staging, int *ret_fd,
+                   struct message *message);
+void staging_remove(struct worktrees *trees, uint64_t staging); /* missing is fine; 0 too */
+int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_stat);
+/* What a piecewise inode's staging file overrides: ascending, disjoint, granule-aligned except
+ * that the last one ends at the file's size. Allocated (free()); 0 extents: NULL. The result suits
+ * content_store_edit with base = inode->content cut to inode->base_bytes. */
+int staging_dirty(struct worktrees *trees, int fd, struct extent **ret_extents, size_t *ret_count);
+/* Removes every staging file whose number is not named by an inode record (at opening). */
+int staging_clean(struct worktrees *trees, struct message *message);
+
+/* Opens for writing of an inode that are counted now (worktree_writer). */
+unsigned worktree_writers(struct worktrees *trees, uint64_t number);
+
+/* file_data.c: no file_data may be open any more. */
+void file_data_table_release(struct worktrees *trees);
+
+#endif

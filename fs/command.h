@@ -23,10 +23,20 @@ struct caller {
 };
 void caller_self(struct caller *ret_caller);
 
+/* Where a running command reports to. */
+struct command_output {
+	struct progress progress; /* report may be NULL */
+	/* A piece of the reply's array `list`, in order, so that a million changes need no memory
+	 * at once. Takes `items` (an array); non-zero cancels. NULL: lists stay in the reply. */
+	int (*items)(void *context, const char *list, cJSON *items);
+	void *context;
+};
 /* Runs it. *ret_reply is always a complete object the caller deletes. Returns 0 or the negative
  * error that is also in the reply. Conflicts are -ERR_CONFLICT with the reply listing them. */
 int command_run(struct lake *lake, const struct caller *caller, const cJSON *request,
-		const struct progress *progress, cJSON **ret_reply);
+		const struct command_output *output, cJSON **ret_reply);
+/* The reply that says `error`; the text is `message`'s, or the error's own. */
+cJSON *command_error(int error, const struct message *message);
 
 /* For /lake/.lake/: `which` is "status" (JSON) or "metrics" (Prometheus text). */
 int lake_report(struct lake *lake, const char *which, struct buffer *ret_text);

@@ -2,7 +2,8 @@
  * control — the socket between lakectl and laked: DIR/control.sock, one request per connection.
  *
  * Frames are u32 little-endian length (at most 64 MiB) + JSON. The client sends one request; the
- * server answers any number of {"progress": {...}} frames and then the reply. Peers are checked by
+ * server answers any number of {"progress": {...}} and {"items": {"list", "items"}} frames and
+ * then {"reply": {...}}. Peers are checked by
  * SO_PEERCRED: root, the lake's owner, or a member of the configured group; others get a refusal.
  * A client that goes away cancels its command (progress then returns non-zero).
  */
@@ -22,6 +23,6 @@ void control_stop(struct control *control); /* waits for running commands; accep
 
 /* Client. -ERR_NOT_FOUND: no daemon listens (run the command in-process). */
 int control_call(const char *lake_directory, const cJSON *request,
-		 const struct progress *progress, cJSON **ret_reply, struct message *message);
+		 const struct command_output *output, cJSON **ret_reply, struct message *message);
 
 #endif

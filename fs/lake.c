@@ -1,0 +1,414 @@
+/*
+ * lake — hides where things lie in a lake's directory, how its configuration and the store's own
+ * "lake" object are written, and in which order modules open and close.
+ */
+#include "fs/lake.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define CONFIG_VERSION 1
+#define CONFIG_BYTES_MAX (64u << 10)
+#define STORE_OBJECT "lake"
+#define STORE_MAGIC "LAKE\r\n\x1a\n"
+#define STORE_VERSION 1
+#define STORE_OBJECT_BYTES (8 + 4 + 4 + 16 + ID_BYTES)
+
+static char *path_join(const char *directory, const char *name)
+{
+	char *path = NULL;
+	return asprintf(&path, "%s/%s", directory, name) < 0 ? NULL : path;
+}
+
+/* -- the store's own object: magic, version u32, flags u32, lake id, SHA-256 of these -- */
+
+static void store_object_encode(const uint8_t lake_id[16], struct buffer *ret_bytes)
+{
+	buffer_append(ret_bytes, STORE_MAGIC, 8);
+	buffer_u32(ret_bytes, STORE_VERSION);
+	buffer_u32(ret_bytes, 0);
+	buffer_append(ret_bytes, lake_id, 16);
+	struct id seal;
+	sha256_of(ret_bytes->data, ret_bytes->length, &seal);
+	buffer_id(ret_bytes, &seal);
+}
+
+static int store_object_read(struct object_store *store, const char *url, char ret_lake_id[33],
+			     struct message *message)
+{
+	CLEANUP(buffer_release) struct buffer bytes = {.limit = 4096};
+	int error = object_get(store, STORE_OBJECT, 0, UINT64_MAX, &bytes, NULL, message);
+	if (error == -ERR_NOT_FOUND)
+		return fail(message, -ERR_NO_LAKE,
+			    "there is no lake in %s; `lakectl init --store %s DIR` makes one", url, url);
+	if (error < 0)
+		return error;
+	if (bytes.length < 12 || memcmp(bytes.data, STORE_MAGIC, 8) != 0)
+		return fail(message, -ERR_CORRUPT, "object '%s' in %s is not a lake's header",
+			    STORE_OBJECT, url);
+	uint32_t version = load_u32(bytes.data + 8);
+	if (version != STORE_VERSION)
+		return fail(message, -ERR_VERSION,
+			    "the lake in %s has format %u; this program knows %u: upgrade it", url,
+			    version, STORE_VERSION);
+	struct id seal;
+	if (bytes.length == STORE_OBJECT_BYTES)
+		sha256_of(bytes.data, STORE_OBJECT_BYTES - ID_BYTES, &seal);
+	if (bytes.length != STORE_OBJECT_BYTES ||
+	    memcmp(seal.bytes, bytes.data + STORE_OBJECT_BYTES - ID_BYTES, ID_BYTES) != 0)
+		return fail(message, -ERR_CORRUPT,
+			    "object '%s' in %s is damaged (its checksum does not match)",
+			    STORE_OBJECT, url);
+	hex_encode(bytes.data + 16, 16, ret_lake_id);
+	return 0;
+}
+
+/* -- configuration -- */
+
+static void config_release(struct lake_config *config)
+{
+	free(config->store_url);
+	free(config->control_group);
+	memset(config, 0, sizeof *config);
+}
+
+static int config_write(const char *directory, const struct lake_config *config,
+			struct message *message)
+{
+	cJSON *json = cJSON_CreateObject();
+	cJSON_AddNumberToObject(json, "version", CONFIG_VERSION);
+	cJSON_AddStringToObject(json, "lake", config->lake_id);
+	cJSON_AddStringToObject(json, "store", config->store_url);
+	cJSON_AddNumberToObject(json, "cache_bytes_max", (double)config->cache_bytes_max);
+	CLEANUP(free_pointer) char *text = cJSON_Print(json);
+	cJSON_Delete(json);
+	CLEANUP(free_pointer) char *path = path_join(directory, "lake.json");
+	if (!text || !path)
+		return -ERR_NO_MEMORY;
+	int error = write_file_durably(AT_FDCWD, path, text, strlen(text));
+	if (error < 0)
+		return fail(message, error, "cannot write %s: %s", path, error_text(error));
+	return 0;
+}
+
+static uint64_t config_number(const cJSON *json, const char *name)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+	return cJSON_IsNumber(item) && item->valuedouble > 0 ? (uint64_t)item->valuedouble : 0;
+}
+
+static char *config_string(const cJSON *json, const char *name)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+	return cJSON_IsString(item) ? strdup(item->valuestring) : NULL;
+}
+
+static int config_parse(const char *path, const cJSON *json, struct lake_config *ret_config,
+			struct message *message)
+{
+	const cJSON *version = cJSON_GetObjectItemCaseSensitive(json, "version");
+	if (!cJSON_IsNumber(version))
+		return fail(message, -ERR_CORRUPT, "%s is not a lake's configuration", path);
+	if (version->valuedouble != CONFIG_VERSION)
+		return fail(message, -ERR_VERSION,
+			    "%s has version %g; this program knows %d: upgrade it", path,
+			    version->valuedouble, CONFIG_VERSION);
+	const cJSON *lake_id = cJSON_GetObjectItemCaseSensitive(json, "lake");
+	if (!cJSON_IsString(lake_id) || strlen(lake_id->valuestring) != 32)
+		return fail(message, -ERR_CORRUPT, "%s names no lake id", path);
+	memcpy(ret_config->lake_id, lake_id->valuestring, 33);
+	ret_config->store_url = config_string(json, "store");
+	if (!ret_config->store_url)
+		return fail(message, -ERR_CORRUPT, "%s names no store", path);
+	ret_config->cache_bytes_max = config_number(json, "cache_bytes_max");
+	ret_config->copy_up_bytes_max = config_number(json, "copy_up_bytes_max");
+	ret_config->control_group = config_string(json, "control_group");
+	return 0;
+}
+
+static int config_read(const char *directory, struct lake_config *ret_config,
+		       struct message *message)
+{
+	CLEANUP(free_pointer) char *path = path_join(directory, "lake.json");
+	CLEANUP(buffer_release) struct buffer bytes = {0};
+	if (!path)
+		return -ERR_NO_MEMORY;
+	int error = read_file(AT_FDCWD, path, CONFIG_BYTES_MAX, &bytes);
+	if (error == -ERR_NOT_FOUND || error == error_system(ENOTDIR))
+		return fail(message, -ERR_NO_LAKE,
+			    "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
+			    directory);
+	if (error < 0)
+		return fail(message, error, "cannot read %s: %s", path, error_text(error));
+	cJSON *json = cJSON_ParseWithLength((const char *)bytes.data, bytes.length);
+	error = config_parse(path, json, ret_config, message);
+	cJSON_Delete(json);
+	if (error < 0)
+		config_release(ret_config);
+	return error;
+}
+
+/* -- making one -- */
+
+static int first_commit(struct object_store *store, const char *author, struct message *message)
+{
+	struct odb *odb = NULL;
+	struct packer *packer = NULL;
+	struct pointer pointer;
+	struct commit commit = {
+		.root = {.mode = S_IFDIR | 0755,
+			 .uid = geteuid(),
+			 .gid = getegid(),
+			 .mtime_ns = clock_wall_ns()},
+		.author = author,
+		.time_ms = clock_wall_ms(),
+		.message = "Empty lake",
+	};
+	struct ref_author by = {.who = author, .command = "init"};
+
+	int error = odb_new(store, &(struct odb_options){0}, &odb);
+	if (!error)
+		error = packer_new(odb, &packer);
+	if (!error)
+		error = commit_write(odb, packer, &commit, &pointer, message);
+	if (!error)
+		error = packer_flush(packer, message);
+	packer_free(packer);
+	odb_free(odb);
+	if (error < 0)
+		return error;
+	return ref_create(store, REF_BRANCH, "main", &pointer, &by, message);
+}
+
+static int directory_is_empty(const char *directory)
+{
+	CLEANUP(free_pointer) char *command_path = path_join(directory, ".");
+	struct stat status;
+	if (!command_path || stat(command_path, &status) < 0)
+		return error_system(errno);
+	static const char *const ours[] = {"lake.json", "state", "staging", "cache", "index", "store"};
+	for (size_t i = 0; i < ARRAY_SIZE(ours); i++) {
+		CLEANUP(free_pointer) char *path = path_join(directory, ours[i]);
+		if (path && access(path, F_OK) == 0)
+			return 0;
+	}
+	return 1;
+}
+
+/* Makes DIR with its real path; -ERR_EXISTS when a lake (or part of one) is in it already. */
+static int make_lake_directory(const char *directory, char **ret_real, struct message *message)
+{
+	int error = make_directories(directory, 0755);
+	if (error < 0)
+		return fail(message, error, "cannot make %s: %s", directory, error_text(error));
+	CLEANUP(free_pointer) char *real = realpath(directory, NULL);
+	if (!real)
+		return fail(message, error_system(errno), "cannot resolve %s", directory);
+	int empty = directory_is_empty(real);
+	if (empty < 0)
+		return fail(message, empty, "cannot look into %s: %s", real, error_text(empty));
+	if (!empty)
+		return fail(message, -ERR_EXISTS, "%s holds a lake already; choose another directory",
+			    real);
+	*ret_real = steal(&real);
+	return 0;
+}
+
+int lake_init(const char *directory, const char *url, const char *author,
+	      struct message *message)
+{
+	CLEANUP(free_pointer) char *real = NULL;
+	struct lake_config config = {0};
+	struct object_store *store = NULL;
+	CLEANUP(buffer_release) struct buffer header = {0};
+	uint8_t lake_id[16];
+
+	int error = make_lake_directory(directory, &real, message);
+	if (error < 0)
+		return error;
+	if (url)
+		config.store_url = strdup(url);
+	else if (asprintf(&config.store_url, "file://%s/store", real) < 0)
+		config.store_url = NULL;
+	if (!config.store_url)
+		return -ERR_NO_MEMORY;
+	random_bytes(lake_id, sizeof lake_id);
+	hex_encode(lake_id, sizeof lake_id, config.lake_id);
+	store_object_encode(lake_id, &header);
+	error = object_store_open(config.store_url, true, &store, message);
+	if (!error) {
+		error = object_put_if_absent(store, STORE_OBJECT, header.data, header.length, NULL,
+					     message);
+		if (error == -ERR_EXISTS)
+			fail(message, error, "%s holds a lake already; `lakectl clone %s DIR` joins it",
+			     config.store_url, config.store_url);
+	}
+	if (!error)
+		error = first_commit(store, author, message);
+	if (!error)
+		error = config_write(real, &config, message);
+	object_store_free(store);
+	config_release(&config);
+	return error;
+}
+
+int lake_clone(const char *url, const char *directory, struct message *message)
+{
+	CLEANUP(free_pointer) char *real = NULL;
+	struct lake_config config = {0};
+	struct object_store *store = NULL;
+
+	int error = object_store_open(url, false, &store, message);
+	if (error == -ERR_NOT_FOUND)
+		return fail(message, -ERR_NO_LAKE, "there is no store at %s", url);
+	if (error < 0)
+		return error;
+	error = store_object_read(store, url, config.lake_id, message);
+	object_store_free(store);
+	if (!error)
+		error = make_lake_directory(directory, &real, message);
+	if (error < 0)
+		return error;
+	config.store_url = strdup(url);
+	error = config.store_url ? config_write(real, &config, message) : -ERR_NO_MEMORY;
+	config_release(&config);
+	return error;
+}
+
+/* -- opening -- */
+
+static int lake_lock(struct lake *lake, struct message *message)
+{
+	CLEANUP(free_pointer) char *path = path_join(lake->directory, "lock");
+	if (!path)
+		return -ERR_NO_MEMORY;
+	lake->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	if (lake->lock_fd < 0)
+		return fail(message, error_system(errno), "cannot open %s: %s", path, strerror(errno));
+	char pid[32] = {0};
+	if (flock(lake->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+		if (errno != EWOULDBLOCK)
+			return fail(message, error_system(errno), "cannot lock %s: %s", path,
+				    strerror(errno));
+		if (read_full(lake->lock_fd, pid, sizeof pid - 1, 0) < 0)
+			pid[0] = '\0';
+		pid[strcspn(pid, "\n")] = '\0';
+		return fail(message, -ERR_BUSY,
+			    "the lake %s is in use by process %s; end it or use its mount",
+			    lake->directory, pid[0] ? pid : "(unknown)");
+	}
+	int length = snprintf(pid, sizeof pid, "%d\n", (int)getpid());
+	if (ftruncate(lake->lock_fd, 0) < 0)
+		return fail(message, error_system(errno), "cannot write %s: %s", path, strerror(errno));
+	int error = write_full(lake->lock_fd, pid, (size_t)length, 0);
+	return error < 0 ? fail(message, error, "cannot write %s: %s", path, error_text(error)) : 0;
+}
+
+static int open_store(struct lake *lake, struct message *message)
+{
+	char lake_id[33];
+	int error = object_store_open(lake->config.store_url, false, &lake->store, message);
+	if (error == -ERR_NOT_FOUND)
+		return fail(message, -ERR_STORE_AWAY,
+			    "the store %s is not there; bring it back (is its disk mounted?) and try again",
+			    lake->config.store_url);
+	if (error < 0)
+		return error;
+	error = store_object_read(lake->store, lake->config.store_url, lake_id, message);
+	if (error == -ERR_NO_LAKE)
+		return fail(message, -ERR_STORE_AWAY,
+			    "the store %s does not hold this lake any more; bring it back and try again",
+			    lake->config.store_url);
+	if (!error && strcmp(lake_id, lake->config.lake_id) != 0)
+		return fail(message, -ERR_REFUSED, "%s holds another lake (%s) than %s belongs to (%s)",
+			    lake->config.store_url, lake_id, lake->directory, lake->config.lake_id);
+	return error;
+}
+
+static int open_local(struct lake *lake, struct message *message)
+{
+	static const char *const tables[] = {"records", "commits"};
+	CLEANUP(free_pointer) char *index = path_join(lake->directory, "index");
+	CLEANUP(free_pointer) char *state = path_join(lake->directory, "state");
+	CLEANUP(free_pointer) char *cache = path_join(lake->directory, "cache");
+	CLEANUP(free_pointer) char *staging = path_join(lake->directory, "staging");
+	if (!index || !state || !cache || !staging)
+		return -ERR_NO_MEMORY;
+	struct kv_options kv_options = {
+		.tables = tables, .table_count = ARRAY_SIZE(tables), .loseable = true};
+	int error = kv_open(index, &kv_options, &lake->index, message);
+	if (!error)
+		error = state_open(state, &lake->state, message);
+	if (!error)
+		error = odb_new(lake->store, &(struct odb_options){.index = lake->index}, &lake->odb);
+	if (!error)
+		error = history_new(lake->odb, lake->index, &lake->history);
+	if (!error)
+		error = cache_open(cache, lake->odb,
+				   &(struct cache_options){.bytes_max = lake->config.cache_bytes_max},
+				   &lake->cache, message);
+	if (error < 0)
+		return error;
+	return worktrees_open(
+		&(struct worktrees_options){.state = lake->state,
+					    .odb = lake->odb,
+					    .history = lake->history,
+					    .cache = lake->cache,
+					    .staging_directory = staging,
+					    .copy_up_bytes_max = lake->config.copy_up_bytes_max},
+		&lake->worktrees, message);
+}
+
+int lake_open(const char *directory, struct lake **ret_lake, struct message *message)
+{
+	struct lake *lake = calloc(1, sizeof *lake);
+	if (!lake)
+		return -ERR_NO_MEMORY;
+	lake->lock_fd = -1;
+	lake->directory = realpath(directory, NULL);
+	int error;
+	if (!lake->directory)
+		error = fail(message, -ERR_NO_LAKE,
+			     "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
+			     directory);
+	else
+		error = config_read(lake->directory, &lake->config, message);
+	if (!error)
+		error = lake_lock(lake, message);
+	if (!error)
+		error = open_store(lake, message);
+	if (!error)
+		error = open_local(lake, message);
+	if (error < 0) {
+		if (message && !message->text[0])
+			fail(message, error, "cannot open the lake %s: %s", directory,
+			     error_text(error));
+		lake_close(lake);
+		return error;
+	}
+	*ret_lake = lake;
+	return 0;
+}
+
+void lake_close(struct lake *lake)
+{
+	if (!lake)
+		return;
+	worktrees_close(lake->worktrees);
+	cache_close(lake->cache);
+	history_free(lake->history);
+	odb_free(lake->odb);
+	state_close(lake->state);
+	kv_close(lake->index);
+	object_store_free(lake->store);
+	if (lake->lock_fd >= 0)
+		close(lake->lock_fd);
+	config_release(&lake->config);
+	free(lake->directory);
+	free(lake);
+}

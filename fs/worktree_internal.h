@@ -226,10 +226,12 @@ int staging_create(struct worktrees *trees, uint64_t *ret_staging, int *ret_fd,
                    struct message *message);
 void staging_remove(struct worktrees *trees, uint64_t staging); /* missing is fine; 0 too */
 int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_stat);
-/* What a piecewise inode's staging file overrides: ascending, disjoint, granule-aligned except
- * that the last one ends at the file's size. Allocated (free()); 0 extents: NULL. The result suits
- * content_store_edit with base = inode->content cut to inode->base_bytes. */
-int staging_dirty(struct worktrees *trees, int fd, struct extent **ret_extents, size_t *ret_count);
+/* What of a piecewise file differs from inode->content, as content_store_edit wants it with base =
+ * &inode->content: the data extents of the staging file `fd`, and whatever content no longer
+ * shows (from base_bytes on); ascending, disjoint, not touching, below the size of `fd`.
+ * Allocated (free()); none: NULL. */
+int staging_dirty(struct worktrees *trees, const struct inode *inode, int fd,
+                  struct extent **ret_extents, size_t *ret_count);
 /* Removes every staging file whose number is not named by an inode record (at opening). */
 int staging_clean(struct worktrees *trees, struct message *message);
 

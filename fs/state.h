@@ -45,7 +45,8 @@ void state_delete(struct state_batch *batch, enum state_table table, const void 
 		  size_t key_length);
 void state_batch_release(struct state_batch *batch);
 
-/* -ERR_NO_SPACE, -ERR_NO_MEMORY: nothing happened. */
+/* The batch is sealed in place: commit it once. An empty one is 0 at once.
+ * -ERR_NO_SPACE, -ERR_NO_MEMORY, -ERR_TOO_LARGE: nothing happened. */
 int state_commit(struct state *state, struct state_batch *batch, struct message *message);
 int state_sync(struct state *state); /* concurrent callers share one fdatasync */
 int state_fold(struct state *state, struct message *message);
@@ -61,7 +62,8 @@ int state_scan(struct state *state, enum state_table table, const void *prefix,
 	       size_t prefix_length, const void *after, size_t after_length, size_t limit,
 	       state_scan_fn *callback, void *context);
 /* Ever-growing numbers for overlays, inodes and staging files; never given twice, even after a
- * crash (blocks of them are reserved through the journal). */
+ * crash (blocks of them are reserved through the journal). 0: the journal cannot be written now
+ * (-ERR_NO_SPACE). */
 uint64_t state_number(struct state *state);
 
 struct state_stats {

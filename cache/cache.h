@@ -22,18 +22,18 @@
 struct cache;
 struct blob;
 struct cache_options {
-	uint64_t bytes_max;      /* 0: 10 % of the file system it lies on stays free, no other bound */
+	uint64_t bytes_max; /* 0: 10 % of the file system it lies on stays free, no other bound */
 	size_t whole_file_bytes; /* files up to this are fetched whole at open; 0: 8 MiB */
 };
 int cache_open(const char *directory, struct odb *odb, const struct cache_options *options,
-	       struct cache **ret_cache, struct message *message);
+               struct cache **ret_cache, struct message *message);
 void cache_close(struct cache *cache); /* syncs recent/ into blobs/; no blob may be referenced */
 
 /* One reference to the blob of `content` (kind CHUNK or LIST; an EMPTY one works too). Small
  * files are fetched whole: 0 and complete. Large ones may be incomplete: use blob_ensure.
  * Blocks on the store for small files. -ERR_STORE_AWAY, -ERR_CORRUPT, -ERR_NO_SPACE. */
 int cache_get(struct cache *cache, const struct content *content, struct blob **ret_blob,
-	      struct message *message);
+              struct message *message);
 void blob_unref(struct blob *blob); /* accepts NULL */
 /* Read-only descriptor of the local file; the blob's, valid until blob_unref. */
 int blob_descriptor(const struct blob *blob);
@@ -41,15 +41,14 @@ bool blob_complete(const struct blob *blob);
 /* Make [offset, offset+length) present (verified). Ranges are rounded to chunks. */
 int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct message *message);
 /* Fetch all of it, with progress. */
-int blob_complete_now(struct blob *blob, const struct progress *progress,
-		      struct message *message);
+int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message);
 /* True when a complete local copy exists (no fetch is started). */
 bool cache_has(struct cache *cache, const struct content *content);
 /* Make the finished local file `path` the blob of `content` by renaming it (same file system).
  * When a blob exists already `path` is unlinked. The caller vouches that the bytes are these and
  * that nobody can write to the file any more. */
 int cache_adopt(struct cache *cache, const struct content *content, const char *path,
-		struct message *message);
+                struct message *message);
 
 struct cache_stats {
 	uint64_t blobs, bytes, hits, misses, fetched_bytes, evicted;
@@ -58,6 +57,6 @@ void cache_stats(struct cache *cache, struct cache_stats *ret_stats);
 /* Check every complete blob against its id by re-chunking (fsck). */
 typedef int cache_damage_fn(void *context, const struct id *id, const char *path);
 int cache_verify(struct cache *cache, cache_damage_fn *callback, void *context,
-		 const struct progress *progress, struct message *message);
+                 const struct progress *progress, struct message *message);
 
 #endif

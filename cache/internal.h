@@ -1,0 +1,168 @@
+/*
+ * internal — what the files of cache/ share. Included only by its .c files.
+ *
+ *   cache.c    opening, the table of blobs in use, adopting, statistics
+ *   fetch.c    one blob: its local file, what of it is present, fetching what is not
+ *   evict.c    recency, the bound, making room
+ *   durable.c  recent/ -> blobs/ once synced, and what may be trusted on opening
+ *   verify.c   checking local files against their ids
+ *
+ * A blob's life:
+ *
+ *   cache_get, nothing local --> partial --(last range present)--> recent --(synced)--> durable
+ *                                   |  partial/<id>.<n>              |  recent/<id>        |
+ * blobs/xx/<id> cache_get, local file    -------|------------------------------> |
+ * <------------------+ cache_adopt              -------|------------------------------> | last
+ * reference gone: kept idle         struct blob is freed, the file (map and file, no descriptor)
+ * stays
+ *
+ * Locks, in order; none but `maintenance` is held across the disk, none across the store:
+ *   maintenance  one scan, sync or eviction at a time. Taken by readers only when there is no room.
+ *   blob->lock   what the struct says.
+ *   table_lock   what the struct says.
+ */
+#ifndef CACHE_INTERNAL_H
+#define CACHE_INTERNAL_H
+
+#include "cache/cache.h"
+#include "cache/extents.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+
+#include <uthash.h>
+#include <utlist.h>
+
+#define FETCH_BATCH_BYTES ((uint64_t)8 << 20)
+#define WHOLE_FILE_BYTES_DEFAULT ((size_t)8 << 20)
+#define TOUCH_INTERVAL_MS 60000
+#define IDLE_BLOBS_MAX 1024
+#define SHARDS 256
+#define SHARD_PATH_MAX (3 + ID_HEX + 1) /* "xx/<id>" and NUL */
+#define PARTIAL_NAME_MAX (ID_HEX + 1 + 20 + 1)
+
+struct claim;
+
+struct blob {
+	struct cache *cache;
+	struct id id;          /* of the content; constant */
+	uint64_t size;         /* constant */
+	_Atomic bool complete; /* every byte is in the file, which has its final name */
+
+	/* table_lock */
+	UT_hash_handle hh;
+	struct blob *prev, *next; /* in idle: partial, no references */
+	unsigned references;
+	int64_t idle_since_ms; /* wall clock, as files' mtimes are */
+
+	pthread_mutex_t lock; /* guards all below */
+	pthread_cond_t changed;
+	struct content content; /* where to fetch from: the places of the latest cache_get */
+	int descriptor; /* read-only; -1 while idle or not opened; constant while referenced */
+	int writer;     /* of the partial file; -1 when complete or not opened */
+	bool opening;
+	bool created;   /* the partial file exists */
+	bool finishing; /* everything is present, the rename is under way */
+	bool unwanted;  /* the disk was full: dropped with its last reference */
+	struct extents present;
+	struct claim *claims;       /* what is being fetched (fetch.c) */
+	uint64_t disk_bytes;        /* of the partial file, as counted in cache->partial_bytes */
+	uint64_t store_away_serial; /* counts fetches that failed for want of the store: whoever
+	                               waited for one shares its failure */
+	char partial_name[PARTIAL_NAME_MAX];
+};
+
+/* A complete file in recent/. */
+struct recent {
+	struct id id;
+	uint64_t bytes;
+	UT_hash_handle hh;
+};
+
+struct cache {
+	char *path;
+	int directory;
+	int blobs;
+	int recents;
+	int partials;
+	struct odb *odb;
+	uint64_t bytes_max;
+	size_t whole_file_bytes;
+	_Atomic uint64_t partial_serial;
+
+	pthread_mutex_t table_lock; /* guards until the next lock */
+	struct blob *table;
+	struct blob *idle; /* least recently used first */
+	size_t idle_count;
+	struct recent *recent;
+	uint64_t recent_bytes;
+	uint64_t partial_bytes;
+	uint64_t durable_count, durable_bytes; /* of blobs/: as scanned, then kept up to date */
+	int64_t recent_since_ms;               /* when the oldest of `recent` came */
+	struct cache_stats counters;           /* hits, misses, fetched_bytes, evicted */
+
+	pthread_mutex_t maintenance;     /* see above; guards nothing but its own passes */
+	_Atomic int64_t futile_until_ms; /* an eviction found nothing: do not scan again before */
+
+	pthread_t keeper;            /* scans, syncs and evicts in the background */
+	pthread_mutex_t keeper_lock; /* guards keeper_wanted; leaf */
+	pthread_cond_t keeper_wake;
+	bool keeper_wanted;
+	_Atomic bool closing;
+};
+
+/* -- cache.c -- */
+void shard_path(const struct id *id, char ret_path[SHARD_PATH_MAX]);
+static inline uint64_t disk_bytes_of(const struct stat *status)
+{
+	return (uint64_t)status->st_blocks * 512;
+}
+/* Enter a file that lies in recent/ already. */
+int recent_add(struct cache *cache, const struct id *id, uint64_t bytes);
+/* Forget it (the file is the caller's to move or unlink). False when it was not there. */
+bool recent_remove(struct cache *cache, const struct id *id, uint64_t *ret_bytes);
+/* A complete local file of this size, marked as used. -ERR_NOT_FOUND. */
+int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *ret_descriptor);
+/* Mark a file as used now, unless it was within TOUCH_INTERVAL_MS. */
+void touch_file(int descriptor, const struct stat *status);
+
+/* -- fetch.c -- */
+/* A blob without references, not opened, not in the table. */
+int blob_new(struct cache *cache, const struct content *content, struct blob **ret_blob);
+/* Close, remove the partial file if there is one, free. No references, not in the table. */
+void blob_free(struct blob *blob);
+/* Make the descriptor usable: of the complete local file, else of the partial one, made when
+ * there is none. The blob is in the table and referenced. */
+int blob_open(struct blob *blob, struct message *message);
+/* Take the places of a newer reference to the same content. */
+void blob_refresh(struct blob *blob, const struct content *content);
+
+/* -- evict.c -- */
+/* Called before `bytes` more are written. Evicts at once when the bound would be passed, in the
+ * background when it is near. Never fails: referenced blobs may have to pass the bound. */
+void evict_before(struct cache *cache, uint64_t bytes);
+/* The disk is full: free at least `bytes` if possible. True when something was freed. */
+bool evict_now(struct cache *cache, uint64_t bytes);
+/* Count what is in blobs/ (once, by the keeper). */
+void evict_count(struct cache *cache);
+/* Evict down to the lower mark when above the upper one. */
+void evict_in_background(struct cache *cache);
+
+/* -- durable.c -- */
+/* Drop what may not be trusted, list what may. */
+int durable_open(struct cache *cache, struct message *message);
+/* Sync everything in recent/ and move it to blobs/. */
+void durable_sync(struct cache *cache);
+bool durable_due(struct cache *cache);
+int keeper_start(struct cache *cache);
+void keeper_stop(struct cache *cache);
+void keeper_wake(struct cache *cache);
+
+/* Call back for each file name of the directory that is an id; other names are passed as NULL id.
+ */
+typedef void name_fn(struct cache *cache, int directory, const char *name, const struct id *id,
+                     void *context);
+int each_name(struct cache *cache, int parent, const char *path, name_fn *callback, void *context);
+
+#endif

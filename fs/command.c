@@ -1,0 +1,383 @@
+/*
+ * command — hides the table of commands, how arguments are read from a request, and how replies
+ * and their long lists are written.
+ */
+#include "fs/command_internal.h"
+
+#include <errno.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define LIST_PIECE 512
+
+static const struct {
+	const char *name;
+	command_fn *run;
+} commands[] = {
+	{"annotate", command_annotate},
+	{"branch", command_branch},
+	{"cat", command_cat},
+	{"cherry-pick", command_cherry_pick},
+	{"commit", command_commit_run},
+	{"diff", command_diff},
+	{"doctor", command_doctor},
+	{"du", command_du},
+	{"fsck", command_fsck},
+	{"log", command_log},
+	{"ls", command_ls},
+	{"merge", command_merge},
+	{"reflog", command_reflog},
+	{"refresh", command_refresh},
+	{"reset", command_reset},
+	{"restore", command_restore},
+	{"revert", command_revert},
+	{"show", command_show},
+	{"stats", command_stats},
+	{"status", command_status},
+	{"tag", command_tag},
+	{"undo", command_undo},
+};
+
+void caller_self(struct caller *ret_caller)
+{
+	struct passwd entry, *found = NULL;
+	char text[16384], host[128] = "localhost";
+	memset(ret_caller, 0, sizeof *ret_caller);
+	ret_caller->uid = geteuid();
+	ret_caller->gid = getegid();
+	ret_caller->pid = getpid();
+	gethostname(host, sizeof host - 1);
+	if (getpwuid_r(ret_caller->uid, &entry, text, sizeof text, &found) == 0 && found)
+		snprintf(ret_caller->name, sizeof ret_caller->name, "%.100s@%s", found->pw_name, host);
+	else
+		snprintf(ret_caller->name, sizeof ret_caller->name, "%u@%s", ret_caller->uid, host);
+}
+
+/* -- arguments -- */
+
+int argument_string(const struct command *command, const char *name, const char **ret_value)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(command->request, name);
+	*ret_value = NULL;
+	if (!item || cJSON_IsNull(item))
+		return 0;
+	if (!cJSON_IsString(item))
+		return fail(command->message, -ERR_INVALID, "argument '%s' is not a string", name);
+	*ret_value = item->valuestring;
+	return 0;
+}
+
+int argument_required(const struct command *command, const char *name, const char **ret_value)
+{
+	int error = argument_string(command, name, ret_value);
+	if (!error && (!*ret_value || !**ret_value))
+		error = fail(command->message, -ERR_INVALID, "%s is missing", name);
+	return error;
+}
+
+bool argument_flag(const struct command *command, const char *name)
+{
+	return cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(command->request, name));
+}
+
+double argument_number(const struct command *command, const char *name, double fallback)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(command->request, name);
+	return cJSON_IsNumber(item) ? item->valuedouble : fallback;
+}
+
+int argument_paths(const struct command *command, const char *name, struct paths *ret_paths)
+{
+	const cJSON *array = cJSON_GetObjectItemCaseSensitive(command->request, name), *item;
+	char path[PATH_BYTES_MAX];
+	*ret_paths = (struct paths){0};
+	if (!array || !cJSON_GetArraySize(array))
+		return 0;
+	if (!cJSON_IsArray(array))
+		return fail(command->message, -ERR_INVALID, "argument '%s' is not a list", name);
+	ret_paths->items = calloc((size_t)cJSON_GetArraySize(array), sizeof *ret_paths->items);
+	if (!ret_paths->items)
+		return -ERR_NO_MEMORY;
+	cJSON_ArrayForEach(item, array)
+	{
+		int error = cJSON_IsString(item)
+				    ? path_normalise(item->valuestring, path, command->message)
+				    : fail(command->message, -ERR_INVALID, "a path is not a string");
+		char *copy = error ? NULL : strdup(path);
+		if (!copy) {
+			paths_release(ret_paths);
+			return error ? error : -ERR_NO_MEMORY;
+		}
+		ret_paths->items[ret_paths->count++] = copy;
+	}
+	return 0;
+}
+
+void paths_release(struct paths *paths)
+{
+	for (size_t i = 0; i < paths->count; i++)
+		free((char *)paths->items[i]);
+	free(paths->items);
+	*paths = (struct paths){0};
+}
+
+/* -- replies -- */
+
+void reply_id(cJSON *object, const char *name, const struct id *id)
+{
+	char hex[ID_HEX + 1];
+	id_to_hex(id, hex);
+	cJSON_AddStringToObject(object, name, hex);
+}
+
+/* Length of the valid UTF-8 sequence at `at` (RFC 3629), 0 when there is none. */
+static size_t utf8_length(const unsigned char *at, size_t left)
+{
+	unsigned char first = at[0];
+	size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+	if (!length || first > 0xf4 || length > left)
+		return 0;
+	for (size_t i = 1; i < length; i++)
+		if ((at[i] & 0xc0) != 0x80)
+			return 0;
+	if ((first == 0xe0 && at[1] < 0xa0) || (first == 0xed && at[1] > 0x9f) ||
+	    (first == 0xf0 && at[1] < 0x90) || (first == 0xf4 && at[1] > 0x8f))
+		return 0;
+	return length;
+}
+
+void reply_path(cJSON *object, const char *name, const char *path, size_t length)
+{
+	CLEANUP(buffer_release) struct buffer text = {0};
+	bool valid = true;
+	for (size_t i = 0; i < length;) {
+		size_t step = utf8_length((const unsigned char *)path + i, length - i);
+		if (step) {
+			buffer_append(&text, path + i, step);
+		} else {
+			buffer_append(&text, "\xef\xbf\xbd", 3);
+			valid = false;
+			step = 1;
+		}
+		i += step;
+	}
+	buffer_u8(&text, 0);
+	if (buffer_check(&text) < 0)
+		return;
+	cJSON_AddStringToObject(object, name, (const char *)text.data);
+	if (valid)
+		return;
+	CLEANUP(free_pointer) char *hex = malloc(2 * length + 1);
+	char key[64];
+	if (!hex)
+		return;
+	hex_encode(path, length, hex);
+	snprintf(key, sizeof key, "%s_hex", name);
+	cJSON_AddStringToObject(object, key, hex);
+}
+
+cJSON *reply_commit(const struct commit *commit)
+{
+	cJSON *object = cJSON_CreateObject();
+	char time[32], hex[ID_HEX + 1];
+	reply_id(object, "id", &commit->self.id);
+	cJSON *parents = cJSON_AddArrayToObject(object, "parents");
+	for (size_t i = 0; i < commit->parent_count; i++) {
+		id_to_hex(&commit->parents[i].id, hex);
+		cJSON_AddItemToArray(parents, cJSON_CreateString(hex));
+	}
+	reply_id(object, "tree", &commit->tree.id);
+	cJSON_AddStringToObject(object, "author", commit->author);
+	time_format(commit->time_ms, time);
+	cJSON_AddStringToObject(object, "time", time);
+	reply_path(object, "message", commit->message, strlen(commit->message));
+	cJSON *meta = cJSON_AddObjectToObject(object, "meta");
+	for (size_t i = 0; i < commit->meta_count; i++)
+		cJSON_AddStringToObject(meta, commit->meta[i].key, commit->meta[i].value);
+	return object;
+}
+
+static const char *kind_name(uint32_t mode)
+{
+	switch (mode & S_IFMT) {
+	case S_IFREG:
+		return "file";
+	case S_IFDIR:
+		return "directory";
+	case S_IFLNK:
+		return "symlink";
+	case S_IFIFO:
+		return "fifo";
+	case S_IFSOCK:
+		return "socket";
+	default:
+		return "device";
+	}
+}
+
+static void reply_mode(cJSON *object, const char *name, uint32_t mode)
+{
+	char text[16];
+	snprintf(text, sizeof text, "%06o", mode);
+	cJSON_AddStringToObject(object, name, text);
+}
+
+cJSON *reply_entry(const char *path, const struct tree_entry *entry)
+{
+	cJSON *object = cJSON_CreateObject();
+	char time[32];
+	reply_path(object, "path", path, strlen(path));
+	cJSON_AddStringToObject(object, "kind", kind_name(entry->attributes.mode));
+	reply_mode(object, "mode", entry->attributes.mode);
+	cJSON_AddNumberToObject(object, "uid", entry->attributes.uid);
+	cJSON_AddNumberToObject(object, "gid", entry->attributes.gid);
+	cJSON_AddNumberToObject(object, "size",
+				(double)(S_ISLNK(entry->attributes.mode) ? entry->target_length
+									 : entry->content.size));
+	time_format(entry->attributes.mtime_ns / 1000000, time);
+	cJSON_AddStringToObject(object, "mtime", time);
+	if (!pointer_is_none(&entry->content.pointer))
+		reply_id(object, "content", &entry->content.pointer.id);
+	if (entry->target)
+		reply_path(object, "target", entry->target, entry->target_length);
+	return object;
+}
+
+static void reply_side(cJSON *object, const char *which, const struct tree_entry *entry)
+{
+	char name[32];
+	if (!entry)
+		return;
+	snprintf(name, sizeof name, "size_%s", which);
+	cJSON_AddNumberToObject(object, name, (double)entry->content.size);
+	snprintf(name, sizeof name, "mode_%s", which);
+	reply_mode(object, name, entry->attributes.mode);
+}
+
+cJSON *reply_change(const struct change *change)
+{
+	cJSON *object = cJSON_CreateObject();
+	const struct tree_entry *entry = change->after ? change->after : change->before;
+	reply_path(object, "path", change->path, change->path_length);
+	cJSON_AddStringToObject(object, "change", change_name(change->kind));
+	cJSON_AddStringToObject(object, "kind", kind_name(entry->attributes.mode));
+	reply_side(object, "before", change->before);
+	reply_side(object, "after", change->after);
+	return object;
+}
+
+/* -- long lists -- */
+
+void list_begin(struct list *list, struct command *command, const char *name)
+{
+	*list = (struct list){.command = command, .name = name};
+	list->pending = cJSON_AddArrayToObject(command->reply, name);
+}
+
+int list_add(struct list *list, cJSON *item)
+{
+	const struct command_output *output = list->command->output;
+	cJSON_AddItemToArray(list->pending, item);
+	list->total++;
+	if (++list->count < LIST_PIECE || !output->items)
+		return 0;
+	cJSON *piece = cJSON_DetachItemFromObjectCaseSensitive(list->command->reply, list->name);
+	list->pending = cJSON_AddArrayToObject(list->command->reply, list->name);
+	list->count = 0;
+	return output->items(output->context, list->name, piece) ? -ERR_INTERRUPTED : 0;
+}
+
+void list_end(struct list *list)
+{
+	list->pending = NULL;
+}
+
+/* -- shared steps -- */
+
+void commit_pointer_free(struct commit **commit)
+{
+	free(*commit);
+}
+
+void worktree_cleanup(struct worktree **worktree)
+{
+	if (*worktree)
+		worktree_unref(*worktree);
+}
+
+int command_commit(struct command *command, const char *argument, struct commit **ret_commit)
+{
+	const char *expression;
+	int error = argument_required(command, argument, &expression);
+	return error ? error
+		     : revision_resolve(command->lake->history, expression, ret_commit,
+					command->message);
+}
+
+int command_worktree(struct command *command, const char *argument,
+		     struct worktree **ret_worktree)
+{
+	const char *branch;
+	int error = argument_required(command, argument, &branch);
+	if (!error)
+		error = ref_name_check(branch, command->message);
+	if (!error)
+		error = worktree_get(command->lake->worktrees, branch, ret_worktree,
+				     command->message);
+	if (error == -ERR_NOT_FOUND)
+		fail(command->message, error, "no branch '%s'; `lakectl branch` lists them", branch);
+	return error;
+}
+
+struct merge_side side_of(const struct commit *commit)
+{
+	return (struct merge_side){.tree = commit->tree, .root = commit->root};
+}
+
+/* -- running -- */
+
+cJSON *command_error(int error, const struct message *message)
+{
+	cJSON *reply = cJSON_CreateObject();
+	cJSON *object = cJSON_AddObjectToObject(reply, "error");
+	cJSON_AddStringToObject(object, "code", error_code(error));
+	cJSON_AddStringToObject(object, "message",
+				message && message->text[0] ? message->text : error_text(error));
+	cJSON_AddNumberToObject(object, "exit", error_exit(error));
+	return reply;
+}
+
+static command_fn *find_command(const cJSON *request)
+{
+	const cJSON *name = cJSON_GetObjectItemCaseSensitive(request, "command");
+	for (size_t i = 0; cJSON_IsString(name) && i < ARRAY_SIZE(commands); i++)
+		if (strcmp(name->valuestring, commands[i].name) == 0)
+			return commands[i].run;
+	return NULL;
+}
+
+int command_run(struct lake *lake, const struct caller *caller, const cJSON *request,
+		const struct command_output *output, cJSON **ret_reply)
+{
+	static const struct command_output none;
+	struct message message = {{0}};
+	struct command command = {
+		.lake = lake,
+		.caller = caller,
+		.request = request,
+		.output = output ? output : &none,
+		.reply = cJSON_CreateObject(),
+		.message = &message,
+	};
+	command_fn *run = find_command(request);
+	int error = run ? run(&command) : fail(&message, -ERR_INVALID, "no such command");
+	if (error < 0) {
+		cJSON *failure = command_error(error, &message);
+		cJSON_AddItemToObject(command.reply, "error",
+				      cJSON_DetachItemFromObjectCaseSensitive(failure, "error"));
+		cJSON_Delete(failure);
+	}
+	*ret_reply = command.reply;
+	return error;
+}

@@ -1,0 +1,68 @@
+/*
+ * command_internal — what the files of fs/command*.c share: arguments, replies, long lists.
+ */
+#ifndef FS_COMMAND_INTERNAL_H
+#define FS_COMMAND_INTERNAL_H
+
+#include "fs/command.h"
+
+struct command {
+	struct lake *lake;
+	const struct caller *caller;
+	const cJSON *request;
+	const struct command_output *output; /* never NULL */
+	cJSON *reply;
+	struct message *message;
+};
+typedef int command_fn(struct command *command);
+
+/* -- arguments: absent is NULL / false / fallback; the wrong type is -ERR_INVALID -- */
+int argument_string(const struct command *command, const char *name, const char **ret_value);
+int argument_required(const struct command *command, const char *name, const char **ret_value);
+bool argument_flag(const struct command *command, const char *name);
+double argument_number(const struct command *command, const char *name, double fallback);
+/* Normalised, in one allocation that free_pointer frees; NULL when absent or empty. */
+struct paths {
+	const char **items;
+	size_t count;
+};
+int argument_paths(const struct command *command, const char *name, struct paths *ret_paths);
+void paths_release(struct paths *paths);
+
+/* -- replies -- */
+void reply_id(cJSON *object, const char *name, const struct id *id);
+/* "path", and "path_hex" when the bytes are not UTF-8. */
+void reply_path(cJSON *object, const char *name, const char *path, size_t length);
+cJSON *reply_commit(const struct commit *commit);
+cJSON *reply_change(const struct change *change);
+cJSON *reply_entry(const char *path, const struct tree_entry *entry);
+
+/* A long array of the reply: handed out in pieces when the output takes them. */
+struct list {
+	struct command *command;
+	const char *name;
+	cJSON *pending;
+	size_t count;
+	size_t total;
+};
+void list_begin(struct list *list, struct command *command, const char *name);
+int list_add(struct list *list, cJSON *item); /* takes it; -ERR_INTERRUPTED: cancelled */
+void list_end(struct list *list);
+
+/* -- shared steps -- */
+void commit_pointer_free(struct commit **commit); /* CLEANUP */
+void worktree_cleanup(struct worktree **worktree);
+int command_commit(struct command *command, const char *argument, struct commit **ret_commit);
+int command_worktree(struct command *command, const char *argument,
+		     struct worktree **ret_worktree);
+struct merge_side side_of(const struct commit *commit);
+
+/* -- the commands -- */
+command_fn command_branch, command_tag, command_reflog, command_undo, command_refresh;
+command_fn command_log, command_show, command_annotate, command_diff;
+command_fn command_commit_run, command_status, command_restore, command_reset;
+command_fn command_merge, command_revert, command_cherry_pick;
+command_fn command_ls, command_du, command_cat;
+command_fn command_fsck, command_doctor, command_stats;
+
+#endif

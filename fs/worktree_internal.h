@@ -3,7 +3,7 @@
  *
  *   worktree.c    opening, the table of working trees, branch records, following heads, clean-up
  *   overlay.c     names and attributes: look-ups, lists, mutations
- *   inode.c       the records: bytes of keys and values (format: fs/README.md, "State tables")
+ *   records.c     the records: bytes of keys and values (format: fs/README.md, "State tables")
  *   staging.c     staging files by number
  *   file_data.c   a file's bytes as readers see them
  *   the commands (commit, move, restore, branches) build on all of these

@@ -1,12 +1,15 @@
 /*
  * ref — branches and tags: one small object each, replaced by compare-and-swap.
  *
- * Objects "refs/branches/<name>", "refs/tags/<name>"; a deleted one's last body is kept as
- * "refs/deleted/<kind>/<name>" for undo. A body names the commit and its place, carries the last
- * REF_MOVES_MAX moves (the reflog) and a fresh nonce: when a conditional put's answer is lost the
- * body is read back and the nonce decides (ours: we won; another: we lost; unreadable: an error).
+ * Objects "refs/branches/<name>" and "refs/tags/<name>". A body names the commit and its place and
+ * carries the last REF_MOVES_MAX moves (the reflog), each with a nonce of its own. When the answer
+ * to a conditional put is lost or doubtful the body is read back and the nonces decide: ours among
+ * the moves, we won (even if somebody moved on since); not there, we lost; unreadable, an error.
+ * Deleting is a move too, to nothing: the body stays where it is as a tombstone, which readers
+ * treat as absent, creating replaces and restoring moves back. So no ref is ever removed
+ * unconditionally and a deletion cannot race a commit. ref_purge removes old tombstones.
  * Tags never move. Format: refs/README.md, "Refs".
- * Threads: any. Blocks on the store.
+ * Threads: any. Blocks on the store; holds no lock and no state.
  */
 #ifndef REFS_REF_H
 #define REFS_REF_H
@@ -15,6 +18,9 @@
 
 #define REF_NAME_MAX 128
 #define REF_MOVES_MAX 64
+#define REF_TEXT_MAX 255 /* bytes of `who` and `command`; longer ones are cut */
+#define REF_NONCE_BYTES 16
+#define REF_BODY_MAX (64u << 10)
 
 enum ref_kind { REF_BRANCH = 1, REF_TAG = 2 };
 
@@ -24,13 +30,16 @@ struct ref_move {
 	int64_t time_ms;
 	char *who;     /* user@host */
 	char *command; /* "commit", "merge dev", "reset", ... */
+	uint8_t nonce[REF_NONCE_BYTES];
 };
+/* Moves form a chain: the `before` of each is the `after` of the next older one. They tell of
+ * earlier lives of the name too, and a renamed ref brings its own along. */
 struct ref {
 	enum ref_kind kind;
 	char name[REF_NAME_MAX + 1];
-	struct pointer commit;
+	struct pointer commit; /* none: deleted (only ref_decode and ref_list_deleted tell) */
 	struct etag etag;
-	struct ref_move *moves; /* newest first */
+	struct ref_move *moves; /* newest first, at least one */
 	size_t move_count;
 };
 void ref_release(struct ref *ref); /* frees what it points to; accepts zeroed */
@@ -46,30 +55,44 @@ int ref_name_check(const char *name, struct message *message);
 
 int ref_read(struct object_store *store, enum ref_kind kind, const char *name,
 	     struct ref *ret_ref, struct message *message); /* -ERR_NOT_FOUND */
-/* Ascending by name. The ref is borrowed; non-zero stops and is returned. Names alone, without
- * reading bodies, when `bodies` is false (ref->commit is then none). */
+/* Ascending by name. The ref is borrowed; non-zero stops and is returned. The callback may use the
+ * store. Without `bodies` one listing is all that is asked of the store: the name is filled in, and
+ * the etag where the store tells it. A damaged body ends the list with an error that names it. */
 typedef int ref_fn(void *context, const struct ref *ref);
 int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,
 	     void *context, struct message *message);
 int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
 	       const struct pointer *commit, const struct ref_author *author,
-	       struct message *message); /* -ERR_EXISTS */
+	       struct message *message); /* -ERR_EXISTS. One put. */
 /* Move from `expected` (as read before, its etag counts) to `commit`. -ERR_MOVED: somebody else
- * moved it first, read again. On success *expected is updated in place. */
+ * moved or deleted it first, read again; -ERR_NOT_FOUND: it is gone; -ERR_REFUSED: a tag. Any
+ * other error: not known to have moved, and *expected is as before. On success *expected is
+ * updated in place. */
 int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
 	     const struct ref_author *author, struct message *message);
-/* Keeps the body aside. -ERR_NOT_FOUND. */
+/* Whatever it points to by then. -ERR_NOT_FOUND. One get, one put. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
 	       const struct ref_author *author, struct message *message);
+/* -ERR_EXISTS, -ERR_NOT_FOUND; -ERR_MOVED: both names are left, because somebody moved both. */
 int ref_rename(struct object_store *store, enum ref_kind kind, const char *from, const char *to,
 	       const struct ref_author *author, struct message *message);
 /* Bring back a deleted ref. -ERR_NOT_FOUND, -ERR_EXISTS. */
 int ref_restore(struct object_store *store, enum ref_kind kind, const char *name,
 		const struct ref_author *author, struct message *message);
-/* The deleted refs' last bodies (names end up in ref->name). */
+/* The deleted refs: `commit` is where it stood last, moves[0] the deletion. */
 int ref_list_deleted(struct object_store *store, enum ref_kind kind, ref_fn *callback,
 		     void *context, struct message *message);
+/* Remove for good the refs deleted before `deleted_before_ms` (wall clock): their reflogs no longer
+ * count and undo cannot bring them back. For gc: the store has no conditional removal, so a ref
+ * re-created in the instant between the last look and the removal would be lost; give it an age
+ * of days. *ret_count may be NULL. */
+int ref_purge(struct object_store *store, enum ref_kind kind, int64_t deleted_before_ms,
+	      uint64_t *ret_count, struct message *message);
+
+/* A body by itself, for fuzzing and fsck. The etag is left empty. -ERR_CORRUPT, -ERR_VERSION. */
 int ref_decode(enum ref_kind kind, const char *name, const void *bytes, size_t length,
-	       struct ref *ret_ref); /* for fuzzing and fsck: -ERR_CORRUPT, -ERR_VERSION */
+	       struct ref *ret_ref);
+/* The inverse. -ERR_INVALID unless the moves are a chain that ends at ref->commit. */
+int ref_encode(const struct ref *ref, struct buffer *ret_body);
 
 #endif

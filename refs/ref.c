@@ -1,0 +1,588 @@
+/*
+ * ref.c — hides how a ref is moved: what the next body says, and how a put whose outcome is
+ * doubtful is settled.
+ *
+ * Every change of a ref, deletion included, is one conditional put of a body that holds one more
+ * move (ref_publish). A crash before the put leaves the old state, after it the new one.
+ */
+#include "refs/ref.h"
+
+#include <ctype.h>
+#include <stdio.h>
+
+/* A change that must win against others (delete, rename, create over a tombstone) gives up after
+ * this many lost races. */
+#define ATTEMPTS_MAX 32
+
+#define REF_KEY_BYTES 160
+
+static const char *kind_word(enum ref_kind kind)
+{
+	return kind == REF_TAG ? "tag" : "branch";
+}
+
+static const char *kind_prefix(enum ref_kind kind)
+{
+	return kind == REF_TAG ? "refs/tags/" : "refs/branches/";
+}
+
+static void ref_key(enum ref_kind kind, const char *name, char ret_key[REF_KEY_BYTES])
+{
+	snprintf(ret_key, REF_KEY_BYTES, "%s%s", kind_prefix(kind), name);
+}
+
+static bool name_is_valid(const char *name)
+{
+	size_t length = strnlen(name, REF_NAME_MAX + 1);
+
+	if (length == 0 || length > REF_NAME_MAX || name[0] == '.' || name[0] == '-')
+		return false;
+	for (size_t i = 0; i < length; i++) {
+		unsigned char c = (unsigned char)name[i];
+
+		if (c >= 0x80 || !(isalnum(c) || c == '_' || c == '.' || c == '-'))
+			return false;
+	}
+	if (strstr(name, ".."))
+		return false;
+	return length < 5 || strcmp(name + length - 5, ".lock") != 0;
+}
+
+int ref_name_check(const char *name, struct message *message)
+{
+	if (name_is_valid(name))
+		return 0;
+	return fail(message, -ERR_BAD_NAME,
+	            "'%.*s' cannot name a branch or tag: use 1 to %d of A-Z a-z 0-9 _ . -, not "
+	            "starting with . or -, without '..', not ending in '.lock'",
+	            REF_NAME_MAX, name, REF_NAME_MAX);
+}
+
+static int no_such_ref(enum ref_kind kind, const char *name, struct message *message)
+{
+	return fail(message, -ERR_NOT_FOUND, "no %s '%s'; `lakectl %s list` lists them",
+	            kind_word(kind), name, kind_word(kind));
+}
+
+static int exists_already(enum ref_kind kind, const char *name, struct message *message)
+{
+	return fail(message, -ERR_EXISTS, "%s '%s' exists already", kind_word(kind), name);
+}
+
+/* The body as it is, tombstones too. */
+static int ref_load(struct object_store *store, enum ref_kind kind, const char *name,
+                    struct ref *ret_ref, struct message *message)
+{
+	CLEANUP(buffer_release) struct buffer body = {0};
+	char key[REF_KEY_BYTES];
+	struct etag etag = {0};
+
+	ref_key(kind, name, key);
+	int rc = object_get(store, key, 0, REF_BODY_MAX + 1, &body, &etag, message);
+	if (rc == -ERR_NOT_FOUND)
+		return no_such_ref(kind, name, message);
+	if (rc < 0)
+		return fail_context(message, rc, "%s '%s'", kind_word(kind), name);
+	rc = ref_decode(kind, name, body.data, body.length, ret_ref);
+	if (rc == -ERR_VERSION)
+		return fail(message, rc,
+		            "%s '%s' was written by a newer version; update this program",
+		            kind_word(kind), name);
+	if (rc == -ERR_CORRUPT)
+		return fail(message, rc,
+		            "%s '%s' is damaged: object %s (%zu bytes) does not match its seal; "
+		            "put it back from a backup of the store",
+		            kind_word(kind), name, key, body.length);
+	if (rc < 0)
+		return fail(message, rc, "%s '%s': %s", kind_word(kind), name, error_text(rc));
+	ret_ref->etag = etag;
+	return 0;
+}
+
+int ref_read(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
+             struct message *message)
+{
+	CLEANUP(ref_release) struct ref ref = {0};
+	int rc = ref_name_check(name, message);
+
+	if (rc == 0)
+		rc = ref_load(store, kind, name, &ref, message);
+	if (rc < 0)
+		return rc;
+	if (pointer_is_none(&ref.commit))
+		return no_such_ref(kind, name, message);
+	*ret_ref = ref;
+	memset(&ref, 0, sizeof(ref));
+	return 0;
+}
+
+/* -- the next body -- */
+
+/* One line of at most REF_TEXT_MAX bytes, never cut inside a UTF-8 sequence. */
+static char *one_line(const char *text)
+{
+	size_t length = text ? strnlen(text, REF_TEXT_MAX + 1) : 0;
+
+	if (length > REF_TEXT_MAX) {
+		length = REF_TEXT_MAX;
+		while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80)
+			length--;
+	}
+	char *line = calloc(1, length + 1);
+	for (size_t i = 0; line && i < length; i++)
+		line[i] = (unsigned char)text[i] < 0x20 || text[i] == 0x7f ? ' ' : text[i];
+	return line;
+}
+
+static int copy_move(const struct ref_move *from, struct ref_move *ret_move)
+{
+	struct ref_move copy = *from;
+
+	copy.who = strdup(from->who);
+	copy.command = strdup(from->command);
+	*ret_move = copy;
+	return copy.who && copy.command ? 0 : -ERR_NO_MEMORY;
+}
+
+/* What `name` says after a move from where `base` (NULL: nothing) stands to `after`. */
+static int next_ref(enum ref_kind kind, const char *name, const struct ref *base,
+                    const struct pointer *after, const struct ref_author *author,
+                    struct ref *ret_next)
+{
+	CLEANUP(ref_release) struct ref next = {.kind = kind, .commit = *after};
+	size_t kept = base ? base->move_count : 0;
+
+	if (kept > REF_MOVES_MAX - 1)
+		kept = REF_MOVES_MAX - 1;
+	snprintf(next.name, sizeof(next.name), "%s", name);
+	next.moves = calloc(1 + kept, sizeof(*next.moves));
+	if (!next.moves)
+		return -ERR_NO_MEMORY;
+	next.move_count = 1 + kept;
+	struct ref_move *move = &next.moves[0];
+	move->before = base ? base->commit : pointer_none;
+	move->after = *after;
+	move->time_ms = clock_wall_ms();
+	move->who = one_line(author ? author->who : NULL);
+	move->command = one_line(author ? author->command : NULL);
+	random_bytes(move->nonce, REF_NONCE_BYTES);
+	if (!move->who || !move->command)
+		return -ERR_NO_MEMORY;
+	for (size_t i = 0; i < kept; i++) {
+		int rc = copy_move(&base->moves[i], &next.moves[1 + i]);
+
+		if (rc < 0)
+			return rc;
+	}
+	*ret_next = next;
+	memset(&next, 0, sizeof(next));
+	return 0;
+}
+
+/* -- publishing it -- */
+
+static bool has_nonce(const struct ref *ref, const uint8_t nonce[REF_NONCE_BYTES])
+{
+	for (size_t i = 0; i < ref->move_count; i++) {
+		if (memcmp(ref->moves[i].nonce, nonce, REF_NONCE_BYTES) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The put of `next` failed with `failure`, but the store may have acted, now or in an attempt that
+ * the backend repeated. Read back: nonces tell. 0: it did. `message` holds the put's own text.
+ */
+static int settle(struct object_store *store, struct ref *next, const struct etag *expected,
+                  int failure, struct message *message)
+{
+	CLEANUP(ref_release) struct ref now = {0};
+	struct message why = {0};
+	int rc = ref_load(store, next->kind, next->name, &now, &why);
+
+	if (rc == -ERR_NOT_FOUND && failure == -ERR_MOVED)
+		return -ERR_NOT_FOUND;
+	if (rc == -ERR_NOT_FOUND)
+		return failure == -ERR_EXISTS ? -ERR_MOVED : failure;
+	if (rc < 0)
+		return fail(message, rc,
+		            "whether %s '%s' was moved is not known, because it could not be read "
+		            "back (%s); look at `lakectl reflog` once the store answers",
+		            kind_word(next->kind), next->name, why.text);
+	if (has_nonce(&now, next->moves[0].nonce)) {
+		/* When somebody moved on already, the old etag makes the next move notice. */
+		if (memcmp(now.moves[0].nonce, next->moves[0].nonce, REF_NONCE_BYTES) == 0)
+			next->etag = now.etag;
+		else if (expected)
+			next->etag = *expected;
+		return 0;
+	}
+	if (failure == -ERR_MOVED || failure == -ERR_EXISTS)
+		return failure;
+	if (!expected)
+		return -ERR_EXISTS;
+	if (next->move_count > 1 &&
+	    memcmp(now.moves[0].nonce, next->moves[1].nonce, REF_NONCE_BYTES) == 0)
+		return failure; /* nothing happened to it */
+	if (next->move_count > 1 && has_nonce(&now, next->moves[1].nonce))
+		return -ERR_MOVED; /* every move since ours began is there, and ours is not */
+	return failure;
+}
+
+/* Put `next` in place of the body with etag `expected` (NULL: where there is none), and set its
+ * etag. -ERR_MOVED, -ERR_EXISTS, -ERR_NOT_FOUND: certainly not done. Any other: not known. */
+static int ref_publish(struct object_store *store, struct ref *next, const struct etag *expected,
+                       struct message *message)
+{
+	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX};
+	struct message put_message = {0};
+	char key[REF_KEY_BYTES];
+	int rc = ref_encode(next, &body);
+
+	if (rc < 0)
+		return fail(message, rc, "cannot encode %s '%s': %s", kind_word(next->kind),
+		            next->name, error_text(rc));
+	ref_key(next->kind, next->name, key);
+	if (expected)
+		rc = object_put_if_match(store, key, body.data, body.length, expected, &next->etag,
+		                         &put_message);
+	else
+		rc = object_put_if_absent(store, key, body.data, body.length, &next->etag,
+		                          &put_message);
+	if (rc == 0)
+		return 0;
+	rc = settle(store, next, expected, rc, &put_message);
+	if (rc == 0)
+		return 0;
+	if (rc == -ERR_MOVED)
+		return fail(message, rc, "%s '%s' was moved by somebody else meanwhile",
+		            kind_word(next->kind), next->name);
+	if (rc == -ERR_EXISTS)
+		return exists_already(next->kind, next->name, message);
+	if (rc == -ERR_NOT_FOUND)
+		return no_such_ref(next->kind, next->name, message);
+	return fail(message, rc, "%s '%s': %s", kind_word(next->kind), next->name,
+	            put_message.text[0] ? put_message.text : error_text(rc));
+}
+
+/* Move `base`, as loaded, to `after`. */
+static int advance(struct object_store *store, const struct ref *base, const struct pointer *after,
+                   const struct ref_author *author, struct ref *ret_next, struct message *message)
+{
+	CLEANUP(ref_release) struct ref next = {0};
+	int rc = next_ref(base->kind, base->name, base, after, author, &next);
+
+	if (rc < 0)
+		return fail(message, rc, "%s", error_text(rc));
+	rc = ref_publish(store, &next, &base->etag, message);
+	if (rc < 0)
+		return rc;
+	*ret_next = next;
+	memset(&next, 0, sizeof(next));
+	return 0;
+}
+
+static int gave_up(enum ref_kind kind, const char *name, struct message *message)
+{
+	return fail(message, -ERR_MOVED, "%s '%s' is being changed by others all the time",
+	            kind_word(kind), name);
+}
+
+/* Make `name` exist at `commit`, with the moves of `source`, or of the tombstone in its place when
+ * `source` is NULL. The common case, no tombstone, costs one put. */
+static int create_at(struct object_store *store, enum ref_kind kind, const char *name,
+                     const struct ref *source, const struct pointer *commit,
+                     const struct ref_author *author, struct ref *ret_created,
+                     struct message *message)
+{
+	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+		CLEANUP(ref_release) struct ref next = {0};
+		CLEANUP(ref_release) struct ref now = {0};
+		const struct etag *expected = NULL;
+		const struct ref *base = source;
+		int rc;
+
+		if (attempt > 0) {
+			rc = ref_load(store, kind, name, &now, message);
+			if (rc == 0 && !pointer_is_none(&now.commit))
+				return exists_already(kind, name, message);
+			if (rc < 0 && rc != -ERR_NOT_FOUND)
+				return rc;
+			expected = rc == 0 ? &now.etag : NULL;
+			if (rc == 0 && !source)
+				base = &now;
+		}
+		rc = next_ref(kind, name, base, commit, author, &next);
+		if (rc < 0)
+			return fail(message, rc, "%s", error_text(rc));
+		rc = ref_publish(store, &next, expected, message);
+		if (rc == 0) {
+			*ret_created = next;
+			memset(&next, 0, sizeof(next));
+			return 0;
+		}
+		if (rc != -ERR_EXISTS && rc != -ERR_MOVED && (rc != -ERR_NOT_FOUND || !expected))
+			return rc;
+	}
+	return gave_up(kind, name, message);
+}
+
+int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
+               const struct pointer *commit, const struct ref_author *author,
+               struct message *message)
+{
+	CLEANUP(ref_release) struct ref created = {0};
+	int rc = ref_name_check(name, message);
+
+	if (rc < 0)
+		return rc;
+	if (pointer_is_none(commit))
+		return fail(message, -ERR_INVALID, "%s '%s' needs a commit to point to",
+		            kind_word(kind), name);
+	return create_at(store, kind, name, NULL, commit, author, &created, message);
+}
+
+int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
+             const struct ref_author *author, struct message *message)
+{
+	struct ref next = {0};
+
+	if (expected->kind == REF_TAG)
+		return fail(message, -ERR_REFUSED,
+		            "tag '%s' cannot be moved: tags never move; delete it and create "
+		            "another",
+		            expected->name);
+	if (pointer_is_none(commit))
+		return fail(message, -ERR_INVALID, "branch '%s' cannot be moved to nothing",
+		            expected->name);
+	int rc = advance(store, expected, commit, author, &next, message);
+	if (rc < 0)
+		return rc;
+	ref_release(expected);
+	*expected = next;
+	return 0;
+}
+
+int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
+               const struct ref_author *author, struct message *message)
+{
+	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+		CLEANUP(ref_release) struct ref now = {0};
+		CLEANUP(ref_release) struct ref tombstone = {0};
+		int rc = ref_read(store, kind, name, &now, message);
+
+		if (rc < 0)
+			return rc;
+		rc = advance(store, &now, &pointer_none, author, &tombstone, message);
+		if (rc != -ERR_MOVED)
+			return rc;
+	}
+	return gave_up(kind, name, message);
+}
+
+int ref_restore(struct object_store *store, enum ref_kind kind, const char *name,
+                const struct ref_author *author, struct message *message)
+{
+	CLEANUP(ref_release) struct ref now = {0};
+	CLEANUP(ref_release) struct ref restored = {0};
+	int rc = ref_name_check(name, message);
+
+	if (rc == 0)
+		rc = ref_load(store, kind, name, &now, message);
+	if (rc == -ERR_NOT_FOUND)
+		return fail(message, rc, "no deleted %s '%s' is kept", kind_word(kind), name);
+	if (rc < 0)
+		return rc;
+	if (!pointer_is_none(&now.commit))
+		return exists_already(kind, name, message);
+	if (pointer_is_none(&now.moves[0].before))
+		return fail(message, -ERR_NOT_FOUND, "the deleted %s '%s' stood nowhere",
+		            kind_word(kind), name);
+	rc = advance(store, &now, &now.moves[0].before, author, &restored, message);
+	return rc == -ERR_MOVED ? exists_already(kind, name, message) : rc;
+}
+
+/* -- renaming -- */
+
+/* `from` moved after `created` was made of it: bring `created` along. */
+static int catch_up(struct object_store *store, struct ref *created, const struct ref *from,
+                    const struct ref_author *author, struct message *message)
+{
+	struct ref next = {0};
+	int rc = advance(store, created, &from->commit, author, &next, message);
+
+	if (rc == -ERR_MOVED)
+		return fail(message, rc,
+		            "%s '%s' and '%s' were both moved by others during the rename; both "
+		            "are left as they are",
+		            kind_word(from->kind), from->name, created->name);
+	if (rc < 0)
+		return rc;
+	ref_release(created);
+	*created = next;
+	return 0;
+}
+
+int ref_rename(struct object_store *store, enum ref_kind kind, const char *from, const char *to,
+               const struct ref_author *author, struct message *message)
+{
+	CLEANUP(ref_release) struct ref old = {0};
+	CLEANUP(ref_release) struct ref created = {0};
+	int rc = ref_name_check(to, message);
+
+	if (rc == 0)
+		rc = ref_read(store, kind, from, &old, message);
+	if (rc < 0)
+		return rc;
+	if (strcmp(from, to) == 0)
+		return exists_already(kind, to, message);
+	rc = create_at(store, kind, to, &old, &old.commit, author, &created, message);
+	if (rc < 0)
+		return rc;
+	/* A crash here leaves both names, which loses nothing. */
+	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+		struct ref next = {0};
+
+		rc = advance(store, &old, &pointer_none, author, &next, message);
+		ref_release(&next);
+		if (rc != -ERR_MOVED)
+			return rc == -ERR_NOT_FOUND ? 0 : rc;
+		rc = ref_read(store, kind, from, &next, message);
+		if (rc < 0)
+			return rc == -ERR_NOT_FOUND ? 0 : rc; /* deleted by somebody else: fine */
+		ref_release(&old);
+		old = next;
+		rc = catch_up(store, &created, &old, author, message);
+		if (rc < 0)
+			return rc;
+	}
+	return gave_up(kind, from, message);
+}
+
+/* -- listing -- */
+
+/* Names and etags are collected first, so that callbacks run outside the store's listing: (u8 name
+ * length, name, u8 etag length, etag)*. */
+struct collected {
+	enum ref_kind kind;
+	bool tombstones; /* collect these, else the live ones */
+	struct buffer refs;
+};
+
+static int collect_ref(void *context, const struct object_info *info)
+{
+	struct collected *collected = context;
+	const char *name = info->key + strlen(kind_prefix(collected->kind));
+	size_t etag_length = strlen(info->etag.text);
+
+	/* A length tells (see ref_body.c). What is not a ref's name is somebody else's file. */
+	if ((info->size % 2 == 1) != collected->tombstones || !name_is_valid(name))
+		return 0;
+	buffer_u8(&collected->refs, (uint8_t)strlen(name));
+	buffer_append(&collected->refs, name, strlen(name));
+	buffer_u8(&collected->refs, (uint8_t)etag_length);
+	buffer_append(&collected->refs, info->etag.text, etag_length);
+	return 0;
+}
+
+static void next_collected(struct reader *reader, struct ref *ret_ref)
+{
+	size_t name_length = read_u8(reader);
+	const uint8_t *name = read_bytes(reader, name_length);
+	size_t etag_length = read_u8(reader);
+	const uint8_t *etag = read_bytes(reader, etag_length);
+
+	memcpy(ret_ref->name, name, name_length);
+	if (etag_length > 0)
+		memcpy(ret_ref->etag.text, etag, etag_length);
+}
+
+static int list_refs(struct object_store *store, struct collected *collected, bool bodies,
+                     ref_fn *callback, void *context, struct message *message)
+{
+	int rc = object_list(store, kind_prefix(collected->kind), collect_ref, collected, message);
+
+	if (rc < 0)
+		return rc;
+	rc = buffer_check(&collected->refs);
+	if (rc < 0)
+		return fail(message, rc, "cannot list refs: %s", error_text(rc));
+	struct reader reader = reader_of(collected->refs.data, collected->refs.length);
+	while (reader_left(&reader) > 0) {
+		CLEANUP(ref_release) struct ref ref = {.kind = collected->kind};
+		CLEANUP(ref_release) struct ref body = {0};
+
+		next_collected(&reader, &ref);
+		if (bodies) {
+			rc = ref_load(store, ref.kind, ref.name, &body, message);
+			if (rc == -ERR_NOT_FOUND)
+				continue; /* gone since it was listed */
+			if (rc < 0)
+				return rc;
+			if (pointer_is_none(&body.commit) != collected->tombstones)
+				continue; /* deleted, or restored, since */
+			if (collected->tombstones)
+				body.commit = body.moves[0].before;
+		}
+		rc = callback(context, bodies ? &body : &ref);
+		if (rc != 0)
+			return rc;
+	}
+	return 0;
+}
+
+int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,
+             void *context, struct message *message)
+{
+	struct collected collected = {.kind = kind};
+	int rc = list_refs(store, &collected, bodies, callback, context, message);
+
+	buffer_release(&collected.refs);
+	return rc;
+}
+
+int ref_list_deleted(struct object_store *store, enum ref_kind kind, ref_fn *callback,
+                     void *context, struct message *message)
+{
+	struct collected collected = {.kind = kind, .tombstones = true};
+	int rc = list_refs(store, &collected, true, callback, context, message);
+
+	buffer_release(&collected.refs);
+	return rc;
+}
+
+/* -- purging -- */
+
+struct purge {
+	struct object_store *store;
+	int64_t deleted_before_ms;
+	uint64_t count;
+	struct message *message;
+};
+
+static int purge_one(void *context, const struct ref *ref)
+{
+	struct purge *purge = context;
+	char key[REF_KEY_BYTES];
+
+	if (ref->moves[0].time_ms >= purge->deleted_before_ms)
+		return 0;
+	ref_key(ref->kind, ref->name, key);
+	int rc = object_remove(purge->store, key, purge->message);
+	if (rc == 0)
+		purge->count++;
+	return rc;
+}
+
+int ref_purge(struct object_store *store, enum ref_kind kind, int64_t deleted_before_ms,
+              uint64_t *ret_count, struct message *message)
+{
+	struct purge purge = {
+	        .store = store, .deleted_before_ms = deleted_before_ms, .message = message};
+	int rc = ref_list_deleted(store, kind, purge_one, &purge, message);
+
+	if (rc == 0 && ret_count)
+		*ret_count = purge.count;
+	return rc;
+}

@@ -1,0 +1,209 @@
+/*
+ * ref_body.c — hides the encoding of a branch's or tag's object.
+ *
+ * The seal (SHA-256 of all before it, in every version the last 32 bytes) makes any damage
+ * visible; kind and name are inside, so a body copied to another key is damage too. The parity of
+ * the length tells a tombstone from a live ref, so that a listing needs no bodies.
+ */
+#include "refs/ref.h"
+
+#define REF_VERSION 1
+#define FIXED_BYTES 8 /* magic, version, kind, moves, name length */
+
+static const uint8_t magic[4] = {'L', 'R', 'E', 'F'};
+
+void ref_release(struct ref *ref)
+{
+	for (size_t i = 0; i < ref->move_count; i++) {
+		free(ref->moves[i].who);
+		free(ref->moves[i].command);
+	}
+	free(ref->moves);
+	memset(ref, 0, sizeof(*ref));
+}
+
+/* -- encoding -- */
+
+static void encode_pointer(struct buffer *body, const struct pointer *pointer)
+{
+	buffer_id(body, &pointer->id);
+	if (!pointer_is_none(pointer))
+		place_encode(body, &pointer->place);
+}
+
+static void encode_text(struct buffer *body, const char *text)
+{
+	size_t length = strlen(text);
+
+	buffer_u8(body, (uint8_t)length);
+	buffer_append(body, text, length);
+}
+
+static bool ref_is_chain(const struct ref *ref)
+{
+	if (ref->move_count < 1 || ref->move_count > REF_MOVES_MAX ||
+	    !id_equal(&ref->commit.id, &ref->moves[0].after.id))
+		return false;
+	for (size_t i = 0; i < ref->move_count; i++) {
+		const struct ref_move *move = &ref->moves[i];
+
+		if (!move->who || !move->command || strlen(move->who) > REF_TEXT_MAX ||
+		    strlen(move->command) > REF_TEXT_MAX)
+			return false;
+		if (i > 0 && !id_equal(&ref->moves[i - 1].before.id, &move->after.id))
+			return false;
+	}
+	return true;
+}
+
+int ref_encode(const struct ref *ref, struct buffer *ret_body)
+{
+	struct id seal;
+	size_t name_length = strlen(ref->name);
+	size_t start = ret_body->length;
+
+	if (!ref_is_chain(ref) || name_length > REF_NAME_MAX)
+		return -ERR_INVALID;
+	buffer_append(ret_body, magic, sizeof(magic));
+	buffer_u8(ret_body, REF_VERSION);
+	buffer_u8(ret_body, (uint8_t)ref->kind);
+	buffer_u8(ret_body, (uint8_t)ref->move_count);
+	buffer_u8(ret_body, (uint8_t)name_length);
+	buffer_append(ret_body, ref->name, name_length);
+	for (size_t i = 0; i < ref->move_count; i++) {
+		const struct ref_move *move = &ref->moves[i];
+
+		buffer_append(ret_body, move->nonce, REF_NONCE_BYTES);
+		buffer_u64(ret_body, (uint64_t)move->time_ms);
+		encode_text(ret_body, move->who);
+		encode_text(ret_body, move->command);
+		encode_pointer(ret_body, &move->after);
+	}
+	encode_pointer(ret_body, &ref->moves[ref->move_count - 1].before);
+	bool odd = (ret_body->length - start) % 2 == 1;
+	if (odd != pointer_is_none(&ref->commit))
+		buffer_u8(ret_body, 0);
+	int rc = buffer_check(ret_body);
+	if (rc < 0)
+		return rc;
+	sha256_of(ret_body->data + start, ret_body->length - start, &seal);
+	buffer_id(ret_body, &seal);
+	return buffer_check(ret_body);
+}
+
+/* -- decoding -- */
+
+static int decode_pointer(struct reader *reader, struct pointer *ret_pointer)
+{
+	*ret_pointer = pointer_none;
+	read_id(reader, &ret_pointer->id);
+	if (!pointer_is_none(ret_pointer))
+		place_decode(reader, &ret_pointer->place);
+	return reader->failed ? -ERR_CORRUPT : 0;
+}
+
+static int decode_text(struct reader *reader, char **ret_text)
+{
+	size_t length = read_u8(reader);
+	const uint8_t *bytes = read_bytes(reader, length);
+
+	if (reader->failed || (length > 0 && memchr(bytes, 0, length)))
+		return -ERR_CORRUPT;
+	char *text = calloc(1, length + 1);
+	if (!text)
+		return -ERR_NO_MEMORY;
+	if (length > 0)
+		memcpy(text, bytes, length);
+	*ret_text = text;
+	return 0;
+}
+
+static int decode_move(struct reader *reader, struct ref_move *move)
+{
+	const uint8_t *nonce = read_bytes(reader, REF_NONCE_BYTES);
+
+	if (reader->failed)
+		return -ERR_CORRUPT;
+	memcpy(move->nonce, nonce, REF_NONCE_BYTES);
+	move->time_ms = (int64_t)read_u64(reader);
+	int rc = decode_text(reader, &move->who);
+	if (rc == 0)
+		rc = decode_text(reader, &move->command);
+	if (rc == 0)
+		rc = decode_pointer(reader, &move->after);
+	return rc;
+}
+
+static int decode_moves(struct reader *reader, size_t count, struct ref *ref)
+{
+	ref->moves = calloc(count, sizeof(*ref->moves));
+	if (!ref->moves)
+		return -ERR_NO_MEMORY;
+	ref->move_count = count;
+	for (size_t i = 0; i < count; i++) {
+		int rc = decode_move(reader, &ref->moves[i]);
+
+		if (rc < 0)
+			return rc;
+		if (i > 0)
+			ref->moves[i - 1].before = ref->moves[i].after;
+	}
+	return decode_pointer(reader, &ref->moves[count - 1].before);
+}
+
+/* The padding exists only where the parity needs it, so the form stays canonical. */
+static int decode_end(struct reader *reader, size_t length, const struct ref *ref)
+{
+	size_t padding = reader_left(reader);
+
+	if (padding > 1 || (padding == 1 && read_u8(reader) != 0))
+		return -ERR_CORRUPT;
+	return (length % 2 == 1) == pointer_is_none(&ref->commit) ? 0 : -ERR_CORRUPT;
+}
+
+static int check_seal(const uint8_t *bytes, size_t length)
+{
+	struct id seal;
+
+	if (length < FIXED_BYTES + ID_BYTES || length > REF_BODY_MAX)
+		return -ERR_CORRUPT;
+	sha256_of(bytes, length - ID_BYTES, &seal);
+	if (memcmp(bytes + length - ID_BYTES, seal.bytes, ID_BYTES) != 0)
+		return -ERR_CORRUPT;
+	if (memcmp(bytes, magic, sizeof(magic)) != 0 || bytes[sizeof(magic)] < REF_VERSION)
+		return -ERR_CORRUPT;
+	return bytes[sizeof(magic)] > REF_VERSION ? -ERR_VERSION : 0;
+}
+
+int ref_decode(enum ref_kind kind, const char *name, const void *bytes, size_t length,
+               struct ref *ret_ref)
+{
+	CLEANUP(ref_release) struct ref ref = {.kind = kind};
+	int rc = check_seal(bytes, length);
+
+	if (rc < 0)
+		return rc;
+	struct reader reader = reader_of(bytes, length - ID_BYTES);
+	read_bytes(&reader, sizeof(magic) + 1);
+	if (read_u8(&reader) != kind)
+		return -ERR_CORRUPT;
+	size_t move_count = read_u8(&reader);
+	size_t name_length = read_u8(&reader);
+	const uint8_t *name_inside = read_bytes(&reader, name_length);
+	if (reader.failed || name_length != strlen(name) || name_length > REF_NAME_MAX ||
+	    memcmp(name_inside, name, name_length) != 0)
+		return -ERR_CORRUPT;
+	memcpy(ref.name, name, name_length);
+	if (move_count < 1 || move_count > REF_MOVES_MAX)
+		return -ERR_CORRUPT;
+	rc = decode_moves(&reader, move_count, &ref);
+	if (rc < 0)
+		return rc;
+	ref.commit = ref.moves[0].after;
+	rc = decode_end(&reader, length, &ref);
+	if (rc < 0)
+		return rc;
+	*ret_ref = ref;
+	memset(&ref, 0, sizeof(ref));
+	return 0;
+}

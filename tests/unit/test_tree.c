@@ -117,16 +117,14 @@ static int compare_names(const void *a, const void *b)
 static struct universe make_universe(enum names kind, size_t count)
 {
 	struct universe universe = {.kind = kind, .names = calloc(count + 1, sizeof(struct name))};
-	size_t unique = 0;
 
 	assert_non_null(universe.names);
-	for (size_t i = 0; i < count; i++) {
-		make_name(kind, i, &universe.names[unique]);
-		unique +=
-		        name_check(universe.names[unique].text, universe.names[unique].length) == 0;
-	}
-	qsort(universe.names, unique, sizeof(struct name), compare_names);
-	for (size_t i = 0; i < unique; i++)
+	for (size_t i = 0; i < count; i++)
+		do
+			make_name(kind, i, &universe.names[i]);
+		while (name_check(universe.names[i].text, universe.names[i].length) != 0);
+	qsort(universe.names, count, sizeof(struct name), compare_names);
+	for (size_t i = 0; i < count; i++)
 		if (universe.count == 0 ||
 		    compare_names(&universe.names[universe.count - 1], &universe.names[i]) != 0)
 			universe.names[universe.count++] = universe.names[i];

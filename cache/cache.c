@@ -130,33 +130,39 @@ static struct blob *find_blob(struct cache *cache, const struct id *id)
 }
 
 /* Locked. */
-static void reference(struct cache *cache, struct blob *blob)
+static void leave_idle(struct cache *cache, struct blob *blob)
 {
-	if (blob->references++ == 0) {
-		DL_DELETE(cache->idle, blob);
-		cache->idle_count--;
-	}
+	DL_DELETE(cache->idle, blob);
+	cache->idle_count--;
 }
 
 /* The blob in the table, or a new one entered into it; with a reference. */
 static int acquire(struct cache *cache, const struct content *content, struct blob **ret_blob)
 {
-	struct blob *fresh;
+	struct blob *fresh, *stale = NULL;
 	int error = blob_new(cache, content, &fresh);
 	if (error)
 		return error;
 	pthread_mutex_lock(&cache->table_lock);
 	struct blob *blob = find_blob(cache, &content->pointer.id);
-	if (blob) {
-		reference(cache, blob);
-	} else {
+	if (blob && blob->references == 0) {
+		leave_idle(cache, blob);
+		if (blob->size != content->size) {
+			/* One of the two sizes is a lie; fetching will tell about this one. */
+			HASH_DELETE(hh, cache->table, blob);
+			stale = steal(&blob);
+		}
+	}
+	if (!blob) {
 		blob = steal(&fresh);
-		blob->references = 1;
 		HASH_ADD(hh, cache->table, id, sizeof(blob->id), blob);
 	}
+	blob->references++;
 	pthread_mutex_unlock(&cache->table_lock);
 	if (fresh)
 		blob_free(fresh);
+	if (stale)
+		blob_free(stale);
 	*ret_blob = blob;
 	return 0;
 }
@@ -222,7 +228,7 @@ void blob_unref(struct blob *blob)
 	struct blob *dropped = NULL;
 	pthread_mutex_lock(&cache->table_lock);
 	if (--blob->references == 0) {
-		if (blob->complete || blob->unwanted || !blob->created) {
+		if (blob->complete || blob->unwanted || !blob->present.count) {
 			dropped = blob;
 		} else {
 			make_idle(blob);
@@ -230,8 +236,7 @@ void blob_unref(struct blob *blob)
 			DL_APPEND(cache->idle, blob);
 			if (++cache->idle_count > IDLE_BLOBS_MAX) {
 				dropped = cache->idle;
-				DL_DELETE(cache->idle, dropped);
-				cache->idle_count--;
+				leave_idle(cache, dropped);
 			}
 		}
 		if (dropped)

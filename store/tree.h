@@ -1,12 +1,15 @@
 /*
  * tree — a directory: an ordered map from name to entry, stored as a prolly tree.
  *
- * One tree per directory. Node boundaries depend on the names alone (and caps counted from the
- * last boundary), so equal directories have equal nodes whatever their history, diff skips equal
- * subtrees, and a change rewrites O(log n) nodes. A directory's root is a `struct pointer`;
+ * One tree per directory. Node boundaries depend on the names (and on limits counted from the
+ * node's own start), so equal directories have equal nodes whatever their history, diff skips
+ * equal subtrees, and a change rewrites O(log n) nodes. A directory's root is a `struct pointer`;
  * pointer_none is the empty directory.
  * Sources: Dolt's "Prolly Trees"; Noms' docs/intro.md. Format: store/README.md, "Tree nodes".
- * Threads: any; roots are immutable. Nodes come through the odb's record cache.
+ * Never: reads damage as absence: -ERR_NOT_FOUND always means "no such name" or "the end"; a
+ *   node missing from the store is -ERR_CORRUPT.
+ * Threads: any; roots are immutable, an iterator or diff belongs to one thread at a time. Nodes
+ *   come through the odb's record cache. Everything but the plain-value functions may block.
  */
 #ifndef STORE_TREE_H
 #define STORE_TREE_H
@@ -39,7 +42,7 @@ struct tree_entry {
 	struct content content;
 	const char *target; /* symlink's, NUL-terminated; else NULL */
 	size_t target_length;
-	const uint8_t *xattrs; /* see xattrs.h: canonical list, or NULL */
+	const uint8_t *xattrs; /* canonical list, see xattrs_set; or NULL */
 	size_t xattrs_length;
 };
 /* One allocation holding the entry and everything it points to. NULL: out of memory. */
@@ -48,13 +51,13 @@ struct tree_entry *tree_entry_copy(const struct tree_entry *entry);
  * allocation. Self-contained: not the node format. */
 void tree_entry_encode(struct buffer *buffer, const struct tree_entry *entry);
 int tree_entry_decode(struct reader *reader, struct tree_entry **ret_entry);
-/* Same in everything but mtime / in everything. Places are never compared. */
+/* Same in everything, name included, but mtime / in everything. Places are never compared. */
 bool tree_entry_same_but_time(const struct tree_entry *a, const struct tree_entry *b);
 bool tree_entry_equal(const struct tree_entry *a, const struct tree_entry *b);
 /* 0, -ERR_BAD_NAME or -ERR_TOO_LARGE. */
 int name_check(const char *name, size_t length);
 
-/* -ERR_NOT_FOUND. The entry is one allocation owned by the caller: free(). */
+/* -ERR_NOT_FOUND, -ERR_CORRUPT. The entry is one allocation owned by the caller: free(). */
 int tree_lookup(struct odb *odb, const struct pointer *root, const char *name, size_t name_length,
 		struct tree_entry **ret_entry, struct message *message);
 /* Number of entries of this directory (from the root node, O(1)). */
@@ -71,7 +74,8 @@ int tree_next(struct tree_iterator *iterator, const struct tree_entry **ret_entr
 	      struct message *message);
 void tree_iterator_free(struct tree_iterator *iterator); /* accepts NULL */
 
-/* A change to apply: names strictly ascending; entry NULL removes (a missing name is fine). */
+/* A change to apply: names strictly ascending; entry NULL removes (a missing name is fine). The
+ * entry is stored under `name`; its own name is not looked at. */
 struct tree_edit {
 	const char *name;
 	size_t name_length;
@@ -80,13 +84,15 @@ struct tree_edit {
 /* Yields the next edit, borrowed until the next call: 0, -ERR_NOT_FOUND at the end, or an error. */
 typedef int tree_edit_fn(void *context, struct tree_edit *ret_edit);
 /* Apply edits to `root`, giving the same nodes a build from scratch would. New nodes go to the
- * packer (readable at once). Streams: memory is O(edits / node size). */
+ * packer (readable at once); a change of places alone is no change, and what changes nothing
+ * writes nothing. Streams: memory is O(nodes replaced). `ret_root` may be `root`.
+ * -ERR_BAD_NAME, -ERR_INVALID (order, or an entry that cannot be stored), -ERR_CORRUPT. */
 int tree_apply(struct odb *odb, struct packer *packer, const struct pointer *root,
 	       tree_edit_fn *next_edit, void *context, struct pointer *ret_root,
 	       struct message *message);
 
 /* Difference of two directories' own entries (no recursion), ascending; equal subtrees of nodes
- * are skipped unread. */
+ * are skipped unread. A time alone is a change here, a place is not. */
 struct tree_diff;
 struct tree_change {
 	const struct tree_entry *before; /* NULL: added. Borrowed until the next call */
@@ -98,7 +104,7 @@ int tree_diff_next(struct tree_diff *diff, struct tree_change *ret_change,
 		   struct message *message); /* -ERR_NOT_FOUND at the end */
 void tree_diff_free(struct tree_diff *diff);
 
-/* Every node of this directory's own tree, for fsck and gc. */
+/* Every node of this directory's own tree, for fsck and gc. Leaves are not read for this. */
 int tree_walk(struct odb *odb, const struct pointer *root, pointer_fn *callback, void *context,
 	      struct message *message);
 

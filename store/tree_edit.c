@@ -133,6 +133,8 @@ static int fetch_caller_edit(struct apply *apply)
 {
 	static const uint8_t no_place[PLACE_ENCODED_BYTES];
 	struct tree_edit edit = {0};
+	struct reader reader;
+	struct place place;
 	int error = apply->next_edit(apply->context, &edit);
 
 	apply->has_edit = false;
@@ -149,20 +151,30 @@ static int fetch_caller_edit(struct apply *apply)
 		buffer_u8(&apply->encoded, (uint8_t)edit.name_length);
 		buffer_append(&apply->encoded, edit.name, edit.name_length);
 	}
-	if (edit.entry && entry_has_id(edit.entry))
+	buffer_append(&apply->encoded_place, no_place, sizeof(no_place));
+	if (edit.entry && entry_has_id(edit.entry)) {
+		buffer_clear(&apply->encoded_place);
 		place_encode(&apply->encoded_place, &edit.entry->content.pointer.place);
-	else
-		buffer_append(&apply->encoded_place, no_place, sizeof(no_place));
+	}
 	error = buffer_check(&apply->encoded);
 	if (!error)
 		error = buffer_check(&apply->encoded_place);
+	if (error)
+		return error;
+	/* A place that no reader would accept would make the whole node unreadable. */
+	reader = reader_of(apply->encoded_place.data, apply->encoded_place.length);
+	place_decode(&reader, &place);
+	if (reader_finish(&reader))
+		return fail(apply->message, -ERR_INVALID,
+		            "'%.*s' has its content in no valid place", (int)edit.name_length,
+		            edit.name);
 	apply->edit = (struct edit){.removal = !edit.entry,
 	                            .item = {.bytes = apply->encoded.data,
 	                                     .length = apply->encoded.length,
 	                                     .place = apply->encoded_place.data,
 	                                     .total = 1}};
-	apply->has_edit = !error;
-	return error;
+	apply->has_edit = true;
+	return 0;
 }
 
 /* A node replaced by one that has the same last name is one edit: the new one. */

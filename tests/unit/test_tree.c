@@ -609,9 +609,15 @@ static void test_refused_edits(void **state)
 	struct tree_edit twice[] = {{"b", 1, &good}, {"b", 1, NULL}};
 	struct tree_edit dot[] = {{"..", 2, &good}};
 	struct tree_edit modeless[] = {{"a", 1, &bad}};
+	struct tree_entry nowhere = {.attributes = {.mode = S_IFREG | 0600},
+	                             .content = {.kind = CONTENT_CHUNK, .size = 5}};
+	struct tree_edit misplaced[] = {{"a", 1, &nowhere}};
 	struct tree_edit fine[] = {{"a", 1, NULL}, {"b", 1, &good}};
 
+	nowhere.content.pointer.id.bytes[0] = 1;
+	nowhere.content.pointer.place.stored = 1; /* bytes of nothing */
 	lab_open(&lab, 0);
+	assert_int_equal(apply_list(&lab, misplaced, 1, -ERR_NOT_FOUND), -ERR_INVALID);
 	assert_int_equal(apply_list(&lab, falling, 2, -ERR_NOT_FOUND), -ERR_INVALID);
 	assert_int_equal(apply_list(&lab, twice, 2, -ERR_NOT_FOUND), -ERR_INVALID);
 	assert_int_equal(apply_list(&lab, dot, 1, -ERR_NOT_FOUND), -ERR_BAD_NAME);

@@ -59,19 +59,18 @@ int name_check(const char *name, size_t length);
 
 /* -ERR_NOT_FOUND, -ERR_CORRUPT. The entry is one allocation owned by the caller: free(). */
 int tree_lookup(struct odb *odb, const struct pointer *root, const char *name, size_t name_length,
-		struct tree_entry **ret_entry, struct message *message);
+                struct tree_entry **ret_entry, struct message *message);
 /* Number of entries of this directory (from the root node, O(1)). */
 int tree_count(struct odb *odb, const struct pointer *root, uint64_t *ret_count,
-	       struct message *message);
+               struct message *message);
 
 /* Iterate names > `after` (all when after_length is 0), ascending byte order. */
 struct tree_iterator;
 int tree_iterate(struct odb *odb, const struct pointer *root, const char *after,
-		 size_t after_length, struct tree_iterator **ret_iterator,
-		 struct message *message);
+                 size_t after_length, struct tree_iterator **ret_iterator, struct message *message);
 /* 0: the entry is borrowed until the next call; -ERR_NOT_FOUND: the end. */
 int tree_next(struct tree_iterator *iterator, const struct tree_entry **ret_entry,
-	      struct message *message);
+              struct message *message);
 void tree_iterator_free(struct tree_iterator *iterator); /* accepts NULL */
 
 /* A change to apply: names strictly ascending; entry NULL removes (a missing name is fine). The
@@ -88,8 +87,8 @@ typedef int tree_edit_fn(void *context, struct tree_edit *ret_edit);
  * writes nothing. Streams: memory is O(nodes replaced). `ret_root` may be `root`.
  * -ERR_BAD_NAME, -ERR_INVALID (order, or an entry that cannot be stored), -ERR_CORRUPT. */
 int tree_apply(struct odb *odb, struct packer *packer, const struct pointer *root,
-	       tree_edit_fn *next_edit, void *context, struct pointer *ret_root,
-	       struct message *message);
+               tree_edit_fn *next_edit, void *context, struct pointer *ret_root,
+               struct message *message);
 
 /* Difference of two directories' own entries (no recursion), ascending; equal subtrees of nodes
  * are skipped unread. A time alone is a change here, a place is not. */
@@ -99,14 +98,14 @@ struct tree_change {
 	const struct tree_entry *after;  /* NULL: removed */
 };
 int tree_diff_new(struct odb *odb, const struct pointer *before, const struct pointer *after,
-		  struct tree_diff **ret_diff);
+                  struct tree_diff **ret_diff);
 int tree_diff_next(struct tree_diff *diff, struct tree_change *ret_change,
-		   struct message *message); /* -ERR_NOT_FOUND at the end */
+                   struct message *message); /* -ERR_NOT_FOUND at the end */
 void tree_diff_free(struct tree_diff *diff);
 
 /* Every node of this directory's own tree, for fsck and gc. Leaves are not read for this. */
 int tree_walk(struct odb *odb, const struct pointer *root, pointer_fn *callback, void *context,
-	      struct message *message);
+              struct message *message);
 
 /* -- extended attributes: canonical list, names ascending: (u8 name length, name, u32 value
  *    length, value)*; total at most XATTRS_BYTES_MAX -- */

@@ -164,7 +164,7 @@ static void decode_tail(struct reader *reader, uint8_t flags, struct tree_entry 
 	if (flags & FLAG_TARGET) {
 		ret_entry->target_length = read_u16(reader);
 		ret_entry->target = (const char *)read_bytes(reader, ret_entry->target_length);
-		if (read_u8(reader) != 0)
+		if (read_u8(reader) != 0 || ret_entry->target_length == 0)
 			reader->failed = true;
 	}
 	if (flags & FLAG_XATTRS) {

@@ -30,6 +30,10 @@ static void read_all(const struct node *node)
 			assert(entry.name[entry.name_length] == '\0');
 			assert(entry.target_length == 0 ||
 			       entry.target[entry.target_length] == '\0');
+			buffer_clear(&again);
+			entry_encode_body(&again, entry.name, entry.name_length, &entry);
+			assert(again.length == item.length);
+			assert(memcmp(again.data, item.bytes, item.length) == 0);
 			free(tree_entry_copy(&entry));
 		} else {
 			struct pointer pointer;

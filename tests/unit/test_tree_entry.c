@@ -132,6 +132,32 @@ static void test_entry_damage(void **state)
 	}
 }
 
+/* A field that has its default value is absent: present, it would give the entry a second id. */
+static void test_entry_one_encoding(void **state)
+{
+	static const uint8_t head[] = {1, 1, 'x', 0};
+	static const uint8_t common[] = {0xa4, 0x81, 0, 0, 0, 0, 0, 0, 0, 0}; /* 0100644, time 0 */
+	static const uint8_t zeroes[48];
+	static const struct {
+		uint8_t flag, bytes;
+	} fields[] = {{0x01, 8},  {0x02, 8}, {0x04, 40}, {0x08, 40},
+	              {0x10, 32}, {0x20, 3}, {0x40, 4},  {0x80, 0}};
+
+	for (size_t i = 0; i < 1 + ARRAY_SIZE(fields); i++) {
+		CLEANUP(buffer_release) struct buffer bytes = {0};
+		CLEANUP(free_pointer) struct tree_entry *entry = NULL;
+		struct reader reader;
+
+		buffer_append(&bytes, head, sizeof(head));
+		buffer_u8(&bytes, i > 0 ? fields[i - 1].flag : 0);
+		buffer_append(&bytes, common, sizeof(common));
+		if (i > 0)
+			buffer_append(&bytes, zeroes, fields[i - 1].bytes);
+		reader = reader_of(bytes.data, bytes.length);
+		assert_int_equal(tree_entry_decode(&reader, &entry), i > 0 ? -ERR_CORRUPT : 0);
+	}
+}
+
 static void test_entry_check(void **state)
 {
 	struct tree_entry entry = every_kind(0, "x");
@@ -473,6 +499,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	        cmocka_unit_test(test_entry_round_trip),
 	        cmocka_unit_test(test_entry_damage),
+	        cmocka_unit_test(test_entry_one_encoding),
 	        cmocka_unit_test(test_entry_check),
 	        cmocka_unit_test(test_entry_compare),
 	        cmocka_unit_test(test_names),

@@ -1,0 +1,446 @@
+/*
+ * render — hides how each command's reply looks as text.
+ */
+#include "tools/render.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+#include "tools/graph.h"
+
+struct renderer {
+	const cJSON *request;
+	const char *command;
+	bool quiet, color;
+	struct graph graph;
+	uint64_t rows, added, removed, modified;
+	double bytes_before, bytes_after;
+};
+
+/* -- reading replies -- */
+
+static const char *text_of(const cJSON *object, const char *name)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
+	return cJSON_IsString(item) ? item->valuestring : "";
+}
+
+static double number_of(const cJSON *object, const char *name)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
+	return cJSON_IsNumber(item) ? item->valuedouble : 0;
+}
+
+static bool flag_of(const cJSON *object, const char *name)
+{
+	return cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(object, name));
+}
+
+static bool has(const cJSON *object, const char *name)
+{
+	return cJSON_GetObjectItemCaseSensitive(object, name) != NULL;
+}
+
+/* The path's own bytes, also when they are not UTF-8; free() it. */
+static char *path_of(const cJSON *object, const char *name)
+{
+	char key[64];
+	snprintf(key, sizeof key, "%s_hex", name);
+	const char *hex = text_of(object, key);
+	size_t digits = strlen(hex);
+	char *path = digits ? calloc(1, digits / 2 + 1) : strdup(text_of(object, name));
+	if (path && digits && hex_decode(hex, digits, path) < 0)
+		path[0] = '\0';
+	return path;
+}
+
+static const char *size_text(double bytes, char out[32])
+{
+	static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+	size_t unit = 0;
+	while (bytes >= 1024 && unit + 1 < ARRAY_SIZE(units)) {
+		bytes /= 1024;
+		unit++;
+	}
+	snprintf(out, 32, unit ? "%.1f %s" : "%.0f %s", bytes, units[unit]);
+	return out;
+}
+
+static const char *paint(const struct renderer *renderer, const char *color)
+{
+	return renderer->color ? color : "";
+}
+#define YELLOW "\033[33m"
+#define RED "\033[31m"
+#define GREEN "\033[32m"
+#define PLAIN "\033[0m"
+
+/* -- rows -- */
+
+static void row_ref(struct renderer *renderer, const cJSON *item)
+{
+	printf("%-24s %s%.12s%s  %s\n", text_of(item, "name"), paint(renderer, YELLOW),
+	       text_of(item, "commit"), paint(renderer, PLAIN), text_of(item, "moved"));
+}
+
+static void row_move(struct renderer *renderer, const cJSON *item)
+{
+	const char *after = text_of(item, "after");
+	printf("%s%.12s%s  %s  %-16s  %s\n", paint(renderer, YELLOW), after[0] ? after : "-",
+	       paint(renderer, PLAIN), text_of(item, "time"), text_of(item, "who"),
+	       text_of(item, "command"));
+}
+
+static void print_meta(const cJSON *commit, const char *prefix)
+{
+	const cJSON *pair;
+	cJSON_ArrayForEach (pair, cJSON_GetObjectItemCaseSensitive(commit, "meta"))
+		printf("%s%s: %s\n", prefix, pair->string, pair->valuestring);
+}
+
+static void print_message(const char *message, const char *prefix)
+{
+	while (*message) {
+		size_t length = strcspn(message, "\n");
+		printf("%s    %.*s\n", prefix, (int)length, message);
+		message += length + (message[length] == '\n');
+	}
+}
+
+static void print_commit(struct renderer *renderer, const cJSON *commit, const char *first,
+                         const char *rest)
+{
+	const cJSON *parents = cJSON_GetObjectItemCaseSensitive(commit, "parents"), *parent;
+	printf("%s%scommit %s%s\n", first, paint(renderer, YELLOW), text_of(commit, "id"),
+	       paint(renderer, PLAIN));
+	if (cJSON_GetArraySize(parents) > 1) {
+		printf("%sMerge: ", rest);
+		cJSON_ArrayForEach (parent, parents)
+			printf(" %.12s", parent->valuestring);
+		printf("\n");
+	}
+	printf("%sAuthor: %s\n%sDate:   %s\n", rest, text_of(commit, "author"), rest,
+	       text_of(commit, "time"));
+	print_meta(commit, rest);
+	printf("%s\n", rest);
+	print_message(text_of(commit, "message"), rest);
+}
+
+static void row_commit(struct renderer *renderer, const cJSON *item)
+{
+	char first[2 * GRAPH_LANES_MAX + 4] = "", rest[2 * GRAPH_LANES_MAX + 4] = "";
+	if (flag_of(renderer->request, "graph")) {
+		graph_commit(&renderer->graph, item, first, sizeof first);
+		graph_line(&renderer->graph, rest, sizeof rest);
+	} else if (renderer->rows) {
+		printf("\n");
+	}
+	print_commit(renderer, item, first, rest);
+	if (flag_of(renderer->request, "graph"))
+		printf("%s\n", rest);
+}
+
+static char change_letter(const char *change)
+{
+	return change[0] == 'm'   ? (strcmp(change, "mode") == 0 ? 'T' : 'M')
+	       : change[0] == 'a' ? 'A'
+	                          : 'D';
+}
+
+static void row_change(struct renderer *renderer, const cJSON *item)
+{
+	CLEANUP(free_pointer) char *path = path_of(item, "path");
+	char letter = change_letter(text_of(item, "change")), before[32], after[32];
+	renderer->added += letter == 'A';
+	renderer->removed += letter == 'D';
+	renderer->modified += letter == 'M' || letter == 'T';
+	renderer->bytes_before += number_of(item, "size_before");
+	renderer->bytes_after += number_of(item, "size_after");
+	const char *slash = strcmp(text_of(item, "kind"), "directory") == 0 ? "/" : "";
+	if (flag_of(renderer->request, "name_only")) {
+		printf("%s\n", path ? path : "");
+		return;
+	}
+	const char *color = letter == 'A' ? GREEN : letter == 'D' ? RED : YELLOW;
+	printf("%s%c%s  %s%s", paint(renderer, color), letter, paint(renderer, PLAIN),
+	       path ? path : "", slash);
+	if (flag_of(renderer->request, "stat"))
+		printf("  %s -> %s",
+		       has(item, "size_before") ? size_text(number_of(item, "size_before"), before)
+		                                : "-",
+		       has(item, "size_after") ? size_text(number_of(item, "size_after"), after)
+		                               : "-");
+	else if (letter == 'T')
+		printf("  %s -> %s", text_of(item, "mode_before"), text_of(item, "mode_after"));
+	printf("\n");
+}
+
+static void row_entry(struct renderer *renderer, const cJSON *item)
+{
+	CLEANUP(free_pointer) char *path = path_of(item, "path");
+	const cJSON *commit = cJSON_GetObjectItemCaseSensitive(item, "commit");
+	char size[32];
+	if (strcmp(renderer->command, "du") == 0) {
+		printf("%12s %10.0f files  %s\n", size_text(number_of(item, "bytes"), size),
+		       number_of(item, "files"), path ? path : "");
+		return;
+	}
+	if (commit)
+		printf("%s%.12s%s  %s  %-16s  ", paint(renderer, YELLOW), text_of(commit, "id"),
+		       paint(renderer, PLAIN), text_of(commit, "time"), text_of(commit, "author"));
+	else if (flag_of(renderer->request, "long"))
+		printf("%s %5.0f %5.0f %12.0f  %s  ", text_of(item, "mode"), number_of(item, "uid"),
+		       number_of(item, "gid"), number_of(item, "size"), text_of(item, "mtime"));
+	printf("%s%s", path ? path : "",
+	       strcmp(text_of(item, "kind"), "directory") == 0 ? "/" : "");
+	if (commit)
+		printf("  %.*s", (int)strcspn(text_of(commit, "message"), "\n"),
+		       text_of(commit, "message"));
+	printf("\n");
+}
+
+static void row_open(struct renderer *renderer, const cJSON *item)
+{
+	CLEANUP(free_pointer) char *path = path_of(item, "path");
+	if (!renderer->quiet)
+		printf("open for writing: %s (process %.0f)\n", path ? path : "",
+		       number_of(item, "pid"));
+}
+
+static void row_conflict(struct renderer *renderer, const cJSON *item)
+{
+	static const char *const sides[] = {"base", "source", "target"};
+	CLEANUP(free_pointer) char *path = path_of(item, "path");
+	printf("%sconflict%s  %s\n", paint(renderer, RED), paint(renderer, PLAIN),
+	       path ? path : "");
+	for (size_t i = 0; i < ARRAY_SIZE(sides); i++) {
+		const cJSON *side = cJSON_GetObjectItemCaseSensitive(item, sides[i]);
+		char size[32];
+		if (side)
+			printf("    %-7s %.12s  %s\n", sides[i], text_of(side, "content"),
+			       size_text(number_of(side, "size"), size));
+		else
+			printf("    %-7s (absent)\n", sides[i]);
+	}
+}
+
+static void row_data(struct renderer *renderer, const cJSON *item)
+{
+	if (!cJSON_IsString(item))
+		return;
+	size_t digits = strlen(item->valuestring);
+	CLEANUP(free_pointer) char *bytes = malloc(digits / 2 + 1);
+	if (bytes && hex_decode(item->valuestring, digits, bytes) == 0)
+		fwrite(bytes, 1, digits / 2, stdout);
+}
+
+static void row_problem(struct renderer *renderer, const cJSON *item)
+{
+	printf("%s%s%s %s: %s\n", paint(renderer, RED), text_of(item, "what"),
+	       paint(renderer, PLAIN), text_of(item, "where"), text_of(item, "detail"));
+}
+
+static void row_check(struct renderer *renderer, const cJSON *item)
+{
+	bool good = flag_of(item, "ok");
+	printf("%s%-4s%s %-12s %s\n", paint(renderer, good ? GREEN : RED), good ? "ok" : "BAD",
+	       paint(renderer, PLAIN), text_of(item, "check"), text_of(item, "detail"));
+}
+
+static const struct {
+	const char *list;
+	void (*row)(struct renderer *renderer, const cJSON *item);
+} rows[] = {
+        {"branches", row_ref},        {"tags", row_ref},           {"moves", row_move},
+        {"commits", row_commit},      {"changes", row_change},     {"entries", row_entry},
+        {"open_for_write", row_open}, {"conflicts", row_conflict}, {"data", row_data},
+        {"problems", row_problem},    {"checks", row_check},
+};
+
+void render_item(struct renderer *renderer, const char *list, const cJSON *item)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
+		if (strcmp(rows[i].list, list) == 0)
+			rows[i].row(renderer, item);
+	renderer->rows++;
+}
+
+/* -- summaries -- */
+
+static void sum_branch(struct renderer *renderer, const cJSON *reply)
+{
+	const char *name = text_of(reply, has(reply, "tag") ? "tag" : "branch");
+	if (renderer->quiet || !name[0])
+		return;
+	if (flag_of(reply, "deleted"))
+		printf("deleted %s (was %.12s)%s\n", name, text_of(reply, "commit"),
+		       has(reply, "tag") ? "" : "; `lakectl undo` brings it back");
+	else if (has(reply, "renamed_from"))
+		printf("renamed %s to %s\n", text_of(reply, "renamed_from"), name);
+	else
+		printf("created %s at %.12s\n", name, text_of(reply, "commit"));
+}
+
+static void sum_commit(struct renderer *renderer, const cJSON *reply)
+{
+	char fresh[32], known[32];
+	if (renderer->quiet)
+		return;
+	printf("[%s %.12s] %.0f files, %s new, %s known%s\n", text_of(reply, "branch"),
+	       text_of(reply, "commit"), number_of(reply, "files"),
+	       size_text(number_of(reply, "bytes_new"), fresh),
+	       size_text(number_of(reply, "bytes_known"), known),
+	       flag_of(reply, "rebased") ? "; re-based onto the branch's new head" : "");
+}
+
+static void sum_merge(struct renderer *renderer, const cJSON *reply)
+{
+	if (renderer->quiet || has(reply, "error"))
+		return;
+	if (flag_of(reply, "source_dirty"))
+		printf("note: the source has uncommitted changes, which are not part of this "
+		       "merge\n");
+	if (flag_of(reply, "up_to_date"))
+		printf("%s has all of it already\n", text_of(reply, "target"));
+	else if (!has(reply, "commit"))
+		printf("would change %.0f paths in %s; no conflicts\n", number_of(reply, "changed"),
+		       text_of(reply, "target"));
+	else
+		printf("[%s %.12s] %.0f paths changed\n", text_of(reply, "target"),
+		       text_of(reply, "commit"), number_of(reply, "changed"));
+}
+
+static void sum_diff(struct renderer *renderer, const cJSON *reply)
+{
+	char before[32], after[32];
+	if (flag_of(renderer->request, "stat") && !renderer->quiet)
+		printf("%llu added, %llu removed, %llu modified; %s -> %s\n",
+		       (unsigned long long)renderer->added, (unsigned long long)renderer->removed,
+		       (unsigned long long)renderer->modified,
+		       size_text(renderer->bytes_before, before),
+		       size_text(renderer->bytes_after, after));
+}
+
+static void sum_status(struct renderer *renderer, const cJSON *reply)
+{
+	if (renderer->quiet)
+		return;
+	uint64_t changes = renderer->added + renderer->removed + renderer->modified;
+	if (changes)
+		printf("%s, based on %.12s: %llu uncommitted changes\n", text_of(reply, "branch"),
+		       text_of(reply, "base"), (unsigned long long)changes);
+	else
+		printf("%s, at %.12s: nothing uncommitted\n", text_of(reply, "branch"),
+		       text_of(reply, "base"));
+}
+
+static void sum_moved(struct renderer *renderer, const cJSON *reply)
+{
+	if (renderer->quiet || has(reply, "error"))
+		return;
+	if (has(reply, "undone"))
+		printf("undone: %s; ", text_of(reply, "undone"));
+	if (has(reply, "restored"))
+		printf("%s: %.0f paths restored\n", text_of(reply, "branch"),
+		       number_of(reply, "restored"));
+	else
+		printf("%s is at %.12s\n", text_of(reply, "branch"), text_of(reply, "commit"));
+}
+
+static void sum_du(struct renderer *renderer, const cJSON *reply)
+{
+	char size[32];
+	printf("%12s %10.0f files  total\n", size_text(number_of(reply, "bytes"), size),
+	       number_of(reply, "files"));
+}
+
+static void sum_fsck(struct renderer *renderer, const cJSON *reply)
+{
+	char size[32];
+	if (!renderer->quiet)
+		printf("%.0f commits, %.0f directories, %.0f files; %.0f packs, %s, %.0f records "
+		       "checked%s\n",
+		       number_of(reply, "commits"), number_of(reply, "directories"),
+		       number_of(reply, "files"), number_of(reply, "packs"),
+		       size_text(number_of(reply, "bytes"), size), number_of(reply, "records"),
+		       has(reply, "error") ? "" : ": all good");
+}
+
+static void sum_stats(struct renderer *renderer, const cJSON *reply)
+{
+	const cJSON *item;
+	cJSON_ArrayForEach (item, reply) {
+		if (cJSON_IsNumber(item))
+			printf("%-28s %.0f\n", item->string, item->valuedouble);
+		else if (cJSON_IsString(item))
+			printf("%-28s %s\n", item->string, item->valuestring);
+	}
+}
+
+static void sum_show(struct renderer *renderer, const cJSON *reply)
+{
+	/* The commit comes first, its changes are still in the reply or were printed before. */
+	if (has(reply, "id"))
+		print_commit(renderer, reply, "", "");
+	printf("\n");
+}
+
+static const struct {
+	const char *command;
+	void (*before)(struct renderer *renderer, const cJSON *reply);
+	void (*after)(struct renderer *renderer, const cJSON *reply);
+} summaries[] = {
+        {"branch", NULL, sum_branch}, {"tag", NULL, sum_branch},
+        {"commit", NULL, sum_commit}, {"merge", NULL, sum_merge},
+        {"revert", NULL, sum_moved},  {"cherry-pick", NULL, sum_moved},
+        {"diff", NULL, sum_diff},     {"status", NULL, sum_status},
+        {"reset", NULL, sum_moved},   {"restore", NULL, sum_moved},
+        {"undo", NULL, sum_moved},    {"refresh", NULL, sum_moved},
+        {"du", NULL, sum_du},         {"fsck", NULL, sum_fsck},
+        {"stats", NULL, sum_stats},   {"show", sum_show, NULL},
+};
+
+void render_reply(struct renderer *renderer, const cJSON *reply)
+{
+	const cJSON *list, *item;
+	size_t which = 0;
+	while (which < ARRAY_SIZE(summaries) &&
+	       strcmp(summaries[which].command, renderer->command) != 0)
+		which++;
+	bool known = which < ARRAY_SIZE(summaries);
+	bool failed = has(reply, "error");
+	if (known && summaries[which].before && !failed)
+		summaries[which].before(renderer, reply);
+	cJSON_ArrayForEach (list, reply) {
+		if (cJSON_IsArray(list) && strcmp(list->string, "parents") != 0)
+			cJSON_ArrayForEach (item, list)
+				render_item(renderer, list->string, item);
+	}
+	bool lists_alone = (strcmp(renderer->command, "branch") == 0 ||
+	                    strcmp(renderer->command, "tag") == 0) &&
+	                   !has(reply, "commit") && !has(reply, "renamed_from");
+	if (known && summaries[which].after && !lists_alone &&
+	    (!failed || strcmp(renderer->command, "fsck") == 0))
+		summaries[which].after(renderer, reply);
+}
+
+int renderer_new(const cJSON *request, bool quiet, struct renderer **ret_renderer)
+{
+	struct renderer *renderer = calloc(1, sizeof *renderer);
+	if (!renderer)
+		return -ERR_NO_MEMORY;
+	renderer->request = request;
+	renderer->command = text_of(request, "command");
+	renderer->quiet = quiet;
+	renderer->color = isatty(STDOUT_FILENO) && !getenv("NO_COLOR");
+	*ret_renderer = renderer;
+	return 0;
+}
+
+void renderer_free(struct renderer *renderer)
+{
+	if (!renderer)
+		return;
+	graph_release(&renderer->graph);
+	free(renderer);
+}

@@ -18,11 +18,18 @@
 
 const struct pointer pointer_none;
 
+/* By place too: another copy of a record may know better where its children lie now. */
+struct cached_key {
+	struct id id;
+	uint8_t pack[PACK_ID_BYTES];
+	uint64_t offset;
+	uint64_t kind;
+};
+
 struct cached {
 	struct record record; /* first: what callers hold */
 	atomic_uint references;
-	struct id id;
-	enum record_kind kind;
+	struct cached_key key;
 	size_t bytes; /* of memory, for the limit */
 	struct cached *prev, *next;
 	UT_hash_handle hh;
@@ -41,7 +48,7 @@ struct odb {
 	size_t cache_bytes_max;
 	/* Guards all below: short, never held across I/O. After a packer's lock. */
 	pthread_mutex_t lock;
-	struct cached *cache;  /* by id */
+	struct cached *cache;  /* by id and place */
 	struct cached *recent; /* least recently used first */
 	size_t cache_bytes;
 	struct pack *packs;      /* in memory, by pack id */
@@ -488,14 +495,22 @@ void record_unref(struct record *record)
 		free(cached_of(record));
 }
 
-static struct cached *cache_find(struct odb *odb, enum record_kind kind, const struct id *id)
+static struct cached_key cache_key(enum record_kind kind, const struct pointer *pointer)
 {
+	struct cached_key key = {.id = pointer->id, .offset = pointer->place.offset, .kind = kind};
+
+	memcpy(key.pack, pointer->place.pack, PACK_ID_BYTES);
+	return key;
+}
+
+static struct cached *cache_find(struct odb *odb, enum record_kind kind,
+                                 const struct pointer *pointer)
+{
+	struct cached_key key = cache_key(kind, pointer);
 	struct cached *cached;
 
 	pthread_mutex_lock(&odb->lock);
-	HASH_FIND(hh, odb->cache, id, sizeof(*id), cached);
-	if (cached && cached->kind != kind)
-		cached = NULL;
+	HASH_FIND(hh, odb->cache, &key, sizeof(key), cached);
 	if (cached) {
 		DL_DELETE(odb->recent, cached);
 		DL_APPEND(odb->recent, cached);
@@ -524,9 +539,9 @@ static void cache_add(struct odb *odb, struct cached *cached)
 	if (cached->bytes > odb->cache_bytes_max / 4)
 		return;
 	pthread_mutex_lock(&odb->lock);
-	HASH_FIND(hh, odb->cache, &cached->id, sizeof(cached->id), there);
+	HASH_FIND(hh, odb->cache, &cached->key, sizeof(cached->key), there);
 	if (!there) {
-		HASH_ADD(hh, odb->cache, id, sizeof(cached->id), cached);
+		HASH_ADD(hh, odb->cache, key, sizeof(cached->key), cached);
 		if (cached->hh.tbl) {
 			record_ref(&cached->record);
 			DL_APPEND(odb->recent, cached);
@@ -541,7 +556,7 @@ static void cache_add(struct odb *odb, struct cached *cached)
 int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
                     struct record **ret_record, struct message *message)
 {
-	struct cached *cached = cache_find(odb, kind, &pointer->id);
+	struct cached *cached = cache_find(odb, kind, pointer);
 	size_t raw = pointer->place.raw;
 	int error;
 
@@ -556,8 +571,7 @@ int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer
 	if (!cached)
 		return place_fail(message, &pointer->place, -ERR_NO_MEMORY);
 	atomic_init(&cached->references, 1);
-	cached->id = pointer->id;
-	cached->kind = kind;
+	cached->key = cache_key(kind, pointer);
 	cached->bytes = sizeof(*cached) + raw;
 	error = read_one(odb, kind, pointer, cached->raw, message);
 	if (error) {

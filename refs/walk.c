@@ -8,10 +8,12 @@
  *   `counting` holds what was met and whose parents are not counted yet, by generation;
  *   `ready` holds what waits for nobody, by time. A commit is forgotten once it was told.
  */
-#include "refs/diff.h"
 #include "refs/graph.h"
 
 #include <sys/stat.h>
+
+/* No path of PATH_MAX bytes has more components. */
+#define DEPTH_MAX 2048
 
 struct history_walk {
 	struct history *history;
@@ -155,20 +157,58 @@ static int next_node(struct history_walk *walk, struct graph_node **ret_node,
 
 /* -- paths -- */
 
-static int stop_at_first(void *context, const struct change *change)
+static bool is_directory(const struct tree_entry *entry)
 {
-	return 1;
+	return entry && S_ISDIR(entry->attributes.mode);
 }
 
-/* Whether two directories differ in more than times. Stops at the first difference. */
-static int trees_differ(struct odb *odb, const struct pointer *before, const struct pointer *after,
-                        struct message *message)
+static void tree_diff_release(struct tree_diff **diff)
 {
-	const struct diff_options options = {.shallow = true, .directories = true};
+	tree_diff_free(*diff);
+}
+
+static int trees_differ(struct odb *odb, const struct pointer *before, const struct pointer *after,
+                        unsigned depth, struct message *message);
+
+static int entries_differ(struct odb *odb, const struct tree_entry *before,
+                          const struct tree_entry *after, unsigned depth, struct message *message)
+{
+	if (!before || !after)
+		return before != after;
+	if (!is_directory(before) || !is_directory(after))
+		return !tree_entry_same_but_time(before, after);
+	struct tree_entry alike = *after;
+	alike.content = before->content;
+	if (!tree_entry_same_but_time(before, &alike))
+		return 1;
+	return trees_differ(odb, &before->content.pointer, &after->content.pointer, depth + 1,
+	                    message);
+}
+
+/* Whether two directories differ in more than times. Stops at the first difference, so a full diff
+ * happens only where nothing but times has changed. */
+static int trees_differ(struct odb *odb, const struct pointer *before, const struct pointer *after,
+                        unsigned depth, struct message *message)
+{
+	CLEANUP(tree_diff_release) struct tree_diff *diff = NULL;
+	struct tree_change change;
 
 	if (id_equal(&before->id, &after->id))
 		return 0;
-	return diff_trees(odb, before, after, &options, stop_at_first, NULL, message);
+	if (depth > DEPTH_MAX)
+		return fail(message, -ERR_CORRUPT, "directories more than %d deep", DEPTH_MAX);
+	int rc = tree_diff_new(odb, before, after, &diff);
+	if (rc < 0)
+		return fail(message, rc, "%s", error_text(rc));
+	struct message unread = {0};
+	while ((rc = tree_diff_next(diff, &change, &unread)) == 0) {
+		rc = entries_differ(odb, change.before, change.after, depth, message);
+		if (rc != 0)
+			return rc;
+	}
+	if (rc == -ERR_NOT_FOUND && !unread.text[0])
+		return 0;
+	return fail(message, rc, "%s", unread.text);
 }
 
 /* NULL where there is none. */
@@ -184,32 +224,13 @@ static int find_entry(struct odb *odb, const struct pointer *root, const char *n
 	return rc < 0 ? fail(message, rc, "%s", unread.text) : rc;
 }
 
-static bool is_directory(const struct tree_entry *entry)
-{
-	return entry && S_ISDIR(entry->attributes.mode);
-}
-
-static int entries_differ(struct odb *odb, const struct tree_entry *before,
-                          const struct tree_entry *after, struct message *message)
-{
-	if (!before || !after)
-		return before != after;
-	if (!is_directory(before) || !is_directory(after))
-		return !tree_entry_same_but_time(before, after);
-	struct tree_entry alike = *after;
-	alike.content = before->content;
-	if (!tree_entry_same_but_time(before, &alike))
-		return 1;
-	return trees_differ(odb, &before->content.pointer, &after->content.pointer, message);
-}
-
 /* 1 when `path` or what lies below it differs between two root directories, else 0. Both are
  * descended side by side, and no further than they differ. */
 static int path_differs(struct odb *odb, struct pointer before, struct pointer after,
                         const char *path, struct message *message)
 {
 	if (path[0] == '\0')
-		return trees_differ(odb, &before, &after, message);
+		return trees_differ(odb, &before, &after, 0, message);
 	while (!id_equal(&before.id, &after.id)) {
 		CLEANUP(free_pointer) struct tree_entry *old = NULL;
 		CLEANUP(free_pointer) struct tree_entry *new = NULL;
@@ -222,7 +243,7 @@ static int path_differs(struct odb *odb, struct pointer before, struct pointer a
 			return rc;
 		path += length + (path[length] == '/');
 		if (path[0] == '\0')
-			return entries_differ(odb, old, new, message);
+			return entries_differ(odb, old, new, 0, message);
 		/* Nothing lies below what is no directory. */
 		before = is_directory(old) ? old->content.pointer : pointer_none;
 		after = is_directory(new) ? new->content.pointer : pointer_none;

@@ -712,10 +712,9 @@ static int list_object(struct listing *listing)
 	struct stat status;
 	path_of(listing->local, listing->key, &path);
 	if (stat(path.text, &status) < 0) /* removed since its name was read */
-		return errno == ENOENT || errno == ENOTDIR
-		               ? 0
-		               : fail_call(listing->local, "list", listing->key, errno,
-		                           listing->message);
+		return is_absent(errno) ? 0
+		                        : fail_call(listing->local, "list", listing->key, errno,
+		                                    listing->message);
 	if (!S_ISREG(status.st_mode))
 		return 0;
 	struct object_info info = {
@@ -904,8 +903,10 @@ static int adopt_marker(struct local_store *local, bool create, struct message *
 			            error_text(r));
 		r = read_marker(local->root, &marker);
 	}
-	if (r == -ERR_NOT_FOUND || r == -ERR_NOT_DIRECTORY)
-		return fail(message, -ERR_NOT_FOUND,
+	if (r == -ERR_NOT_DIRECTORY)
+		return fail(message, r, "'%s' is not a directory", local->root);
+	if (r == -ERR_NOT_FOUND)
+		return fail(message, r,
 		            "no object store at '%s' (there is no '%s/" MARKER_NAME
 		            "'); is its disk mounted?",
 		            local->root, local->root);

@@ -67,12 +67,20 @@ int worktrees_open(const struct worktrees_options *options, struct worktrees **r
 		   struct message *message);
 void worktrees_close(struct worktrees *trees);
 void worktrees_observe(struct worktrees *trees, const struct worktree_observer *observer);
+/* Asks the observer's open_files; nothing is open when nobody observes. */
+int worktrees_open_files(struct worktrees *trees, const char *branch,
+			 int (*callback)(void *argument, const char *branch, const char *path,
+					 int pid),
+			 void *argument);
 
 /* The branch's working tree, one reference. When nothing is uncommitted it follows the branch's
  * head; reads the ref at most once per `refresh` (1 s) unless asked to. -ERR_NOT_FOUND. */
 int worktree_get(struct worktrees *trees, const char *branch, struct worktree **ret_worktree,
 		 struct message *message);
 int worktree_refresh(struct worktree *worktree, struct message *message);
+/* The same as worktree_get does: at most once per second, and a store that is away is no error.
+ * Neither may be called between enter and leave. */
+int worktree_follow(struct worktree *worktree, struct message *message);
 void worktree_unref(struct worktree *worktree);
 const char *worktree_branch(const struct worktree *worktree);
 /* The commit it is based on; the caller frees. */
@@ -144,7 +152,7 @@ int worktree_adopt_root(struct worktree *worktree, uint64_t *ret_number);
 int worktree_adopt(struct worktree *worktree, uint64_t parent, const struct tree_entry *entry,
 		   uint64_t shown, uint64_t *ret_number, struct message *message);
 /* A new inode under a free name (-ERR_EXISTS). A regular file gets an empty staging file; a
- * symlink its target. parent 0: a nameless file (O_TMPFILE): *ret_inode is its only record until
+ * symlink its target. attributes->mtime_ns 0: now. parent 0: a nameless file (O_TMPFILE): *ret_inode is its only record until
  * worktree_link gives it a name. */
 int worktree_make(struct worktree *worktree, uint64_t parent, const char *name,
 		  size_t name_length, const struct attributes *attributes, const char *target,
@@ -155,21 +163,24 @@ int worktree_link(struct worktree *worktree, uint64_t number, struct inode *orph
 		  uint64_t parent, const char *name, size_t name_length,
 		  struct message *message);
 /* Remove a name. When it was the last one of an overlay inode, *ret_last holds it (number != 0)
- * and its staging file stays until worktree_forget. -ERR_NOT_EMPTY, -ERR_IS_DIRECTORY,
+ * and its staging file stays until worktree_forget (ret_last NULL: it goes at once). A committed
+ * entry need not be adopted first. -ERR_NOT_EMPTY, -ERR_IS_DIRECTORY,
  * -ERR_NOT_DIRECTORY. */
 int worktree_remove(struct worktree *worktree, uint64_t parent, const char *name,
 		    size_t name_length, bool directory, struct inode *ret_last,
 		    struct message *message);
 /* Both names' parents are in the overlay; the source has been adopted, and so has the target
- * when it exists. flags: RENAME_NOREPLACE, RENAME_EXCHANGE. *ret_last as above for a replaced
+ * when it exists (else -ERR_STALE). flags: RENAME_NOREPLACE, RENAME_EXCHANGE. *ret_last as above for a replaced
  * target. The caller has excluded moving a directory below itself. */
 int worktree_rename(struct worktree *worktree, uint64_t from_parent, const char *from,
 		    size_t from_length, uint64_t to_parent, const char *to, size_t to_length,
 		    unsigned flags, struct inode *ret_last, struct message *message);
-/* Which attributes to set. Size is worktree_truncate's. */
+/* Which attributes to set. Size is worktree_truncate's. Each call sets ctime to now; SET_CTIME
+ * alone does nothing else. The kind of inode in attributes->mode is ignored. */
 enum { SET_MODE = 1, SET_UID = 2, SET_GID = 4, SET_MTIME = 8, SET_CTIME = 16 };
 int worktree_set_attributes(struct worktree *worktree, uint64_t number, unsigned which,
 			    const struct attributes *attributes);
+/* flags: XATTR_CREATE (-ERR_EXISTS), XATTR_REPLACE; a missing one is ENODATA's system error. */
 int worktree_set_xattr(struct worktree *worktree, uint64_t number, const char *name,
 		       struct span value /* data NULL: remove */, int flags);
 /* An orphan (last name gone) is not needed any more: remove its staging file. */
@@ -206,7 +217,8 @@ int file_data_seek(struct file_data *data, uint64_t offset, int whence, uint64_t
 /* Truncate by number, without an open file (SETATTR by path). */
 int worktree_truncate(struct worktree *worktree, uint64_t number, uint64_t size,
 		      struct message *message);
-/* stat(2) of an overlay inode: record and staging file together. */
+/* stat(2) of an overlay inode: record and staging file together. st_ino of a root is its number
+ * (its `shown` is 0): callers show their own. */
 int worktree_stat(struct worktree *worktree, const struct inode *inode, struct stat *ret_stat);
 /* Count writers, so that commit knows: +1 before an open for writing succeeds, -1 at release. */
 void worktree_writer(struct worktrees *trees, uint64_t number, int change);

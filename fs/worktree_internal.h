@@ -64,6 +64,7 @@ struct worktrees {
 	pthread_mutex_t table_lock;
 	/* guarded by table_lock: */
 	struct worktree *by_branch;
+	uint64_t departures; /* counts working trees that left the table */
 	struct writer *writers;
 	struct worktree_observer observer;
 
@@ -162,9 +163,10 @@ static inline uint64_t overlay_new(struct worktrees *trees)
 {
 	return state_number(trees->state);
 }
+#define KEEP_STAGING UINT64_MAX
 /* Nobody's any more: delete its records in the background, and unlink the staging files its
  * inodes name, except those that inodes of the same number in overlay `successor` (0: none) name
- * too. Accepts overlay 0. */
+ * too. KEEP_STAGING: unlink none. Accepts overlay 0. */
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
 
 /* -- records of an overlay -- */
@@ -221,7 +223,7 @@ static inline int overlay_commit(struct worktrees *trees, struct state_batch *ba
 /* Relative to staging_fd / absolute (allocated; NULL: no memory), e.g. for cache_adopt. */
 void staging_path(uint64_t staging, char ret_path[STAGING_PATH_MAX]);
 char *staging_absolute(const struct worktrees *trees, uint64_t staging);
-/* A new empty one, open for reading and writing. */
+/* A new empty one, open for reading and writing (ret_fd NULL: not opened). */
 int staging_create(struct worktrees *trees, uint64_t *ret_staging, int *ret_fd,
                    struct message *message);
 void staging_remove(struct worktrees *trees, uint64_t staging); /* missing is fine; 0 too */
@@ -232,9 +234,17 @@ int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_sta
  * Allocated (free()); none: NULL. */
 int staging_dirty(struct worktrees *trees, const struct inode *inode, int fd,
                   struct extent **ret_extents, size_t *ret_count);
-/* Removes every staging file whose number is not named by an inode record (at opening). */
-int staging_clean(struct worktrees *trees, struct message *message);
+/* At opening: removes every staging file that no inode of these overlays names, and makes an empty
+ * one where a power cut took a file that was never synced. */
+int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t count,
+                  struct message *message);
 
+/* Write a piecewise file's base_bytes into its record, in whichever working tree's overlay that
+ * names this staging file. -ERR_NOT_FOUND: none does (its last name is gone). */
+int overlay_set_base_bytes(struct worktrees *trees, uint64_t number, uint64_t staging,
+                           uint64_t base_bytes);
+int overlay_get_base_bytes(struct worktrees *trees, uint64_t number, uint64_t staging,
+                           uint64_t *ret_base_bytes);
 /* Opens for writing of an inode that are counted now (worktree_writer). */
 unsigned worktree_writers(struct worktrees *trees, uint64_t number);
 

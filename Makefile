@@ -1,9 +1,13 @@
-# Lake — build. `make` builds build/bin/laked and build/bin/lakectl; see README.md.
-CC ?= gcc
+# Lake. `make demo` shows it at work, `make test` runs everything; `make` alone builds
+# build/bin/laked and build/bin/lakectl. SANITIZE=address,undefined or thread builds beside it.
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 SANITIZE ?=
-BUILD ?= build$(if $(SANITIZE),/sanitize-$(subst $(comma),-,$(SANITIZE)))
 comma := ,
+BUILD ?= build$(if $(SANITIZE),/sanitize-$(subst $(comma),-,$(SANITIZE)))
 PREFIX ?= /usr/local
+DESTDIR ?=
 
 PACKAGES := fuse3 libcjson lmdb libzstd libcrypto libcurl
 CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
@@ -16,39 +20,113 @@ override LDFLAGS += -pthread $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 LIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null)
 
 FOLDERS := store cache refs fs
+PROGRAM_NAMES := laked lakectl
 SOURCES := $(wildcard $(addsuffix /*.c,$(FOLDERS)))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
 LIBRARY := $(BUILD)/liblake.a
-TOOLS := $(patsubst tools/%.c,%,$(wildcard tools/laked.c tools/lakectl.c))
-TOOL_SOURCES := $(filter-out tools/laked.c tools/lakectl.c,$(wildcard tools/*.c))
+TOOL_SOURCES := $(filter-out $(PROGRAM_NAMES:%=tools/%.c),$(wildcard tools/*.c))
 TOOL_OBJECTS := $(TOOL_SOURCES:%.c=$(BUILD)/%.o)
-PROGRAMS := $(TOOLS:%=$(BUILD)/bin/%)
+PROGRAMS := $(PROGRAM_NAMES:%=$(BUILD)/bin/%)
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/test_*.c))
+HELPERS := $(patsubst tests/lib/%.c,$(BUILD)/tests/lib/%,$(wildcard tests/lib/*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all test-unit clean
+ASAN := build/sanitize-address-undefined
+TSAN := build/sanitize-thread
+# Unit tests whose modules run threads: these also run under ThreadSanitizer.
+THREADED := test_odb test_cache test_state test_worktree test_file_data test_snapshot test_vfs test_object
+FUZZ_SECONDS ?= 10
+
+quiet = @printf '%-5s %s\n' $(1) $(subst $(BUILD)/,,$@);
+
+.PHONY: all unit-tests test test-unit test-mount test-fault test-clients test-threads test-fuzz \
+	bench fuzz check format demo demo-stop install clean
+.DELETE_ON_ERROR:
 all: $(PROGRAMS)
 
-$(BUILD)/%.o: %.c Makefile
+$(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(call quiet,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
 $(LIBRARY): $(OBJECTS)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call quiet,AR) ar rcs $@ $^
 
-$(BUILD)/bin/%: $(BUILD)/tools/%.o $(TOOL_OBJECTS) $(LIBRARY)
+$(PROGRAMS): $(BUILD)/bin/%: $(BUILD)/tools/%.o $(TOOL_OBJECTS) $(LIBRARY)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+	$(call quiet,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
 
 $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIBRARY)
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -lcmocka -o $@
+	$(call quiet,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -lcmocka -o $@
 
-test-unit: $(UNIT_TESTS)
-	@failed=0; for t in $(UNIT_TESTS); do echo "== $$t"; $$t || failed=1; done; exit $$failed
+$(BUILD)/tests/lib/%: $(BUILD)/tests/lib/%.o
+	$(call quiet,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $^ -o $@
+
+unit-tests: $(UNIT_TESTS)
+helpers: $(HELPERS)
+
+# -- tests: each suite ends with "N passed, N failed, N skipped" --
+test:
+	tests/lib/install.sh build test
+	$(MAKE) -j2 all helpers
+	$(MAKE) -j2 SANITIZE=address,undefined unit-tests all
+	$(MAKE) -j2 SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%)
+	$(MAKE) -j2 $(FUZZERS)
+	tests/run.sh check tests/lib/check.sh \
+		$(foreach t,$(wildcard tests/unit/test_*.c),-- unit $(ASAN)/tests/unit/$(basename $(notdir $(t)))) \
+		$(foreach t,$(THREADED),-- threads $(TSAN)/tests/unit/$(t)) \
+		$(foreach t,$(wildcard tests/mount/test_*),-- mount $(t)) \
+		$(foreach t,$(wildcard tests/fault/test_*),-- fault $(t)) \
+		$(foreach t,$(wildcard tests/clients/test_*),-- clients $(t)) \
+		-- fuzz tests/fuzz/run.sh
+
+test-unit: unit-tests
+	tests/run.sh $(foreach t,$(UNIT_TESTS),-- unit $(t))
+test-mount: all helpers
+	tests/run.sh $(foreach t,$(wildcard tests/mount/test_*),-- mount $(t))
+test-fault: all helpers
+	tests/run.sh $(foreach t,$(wildcard tests/fault/test_*),-- fault $(t))
+test-clients: all
+	tests/run.sh $(foreach t,$(wildcard tests/clients/test_*),-- clients $(t))
+test-threads:
+	$(MAKE) SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%)
+	tests/run.sh $(foreach t,$(THREADED),-- threads $(TSAN)/tests/unit/$(t))
+check:
+	tests/run.sh check tests/lib/check.sh
+
+# -- fuzzing: one clang program per decoder; FUZZ_SECONDS each --
+build/fuzz/%: tests/fuzz/%.c $(SOURCES) $(wildcard $(addsuffix /*.h,$(FOLDERS)))
+	@mkdir -p $(@D)
+	$(call quiet,FUZZ) clang $(CPPFLAGS) -std=gnu17 -O1 -g -pthread -Wno-everything \
+		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< \
+		$(filter store/%.c refs/%.c cache/%.c,$(SOURCES)) \
+		$(filter-out fs/fuse_%.c,$(filter fs/%.c,$(SOURCES))) $(LIBS) -o $@
+fuzz: $(FUZZERS)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh
+
+bench: all
+	tests/lib/install.sh build bench
+	tests/bench/run.sh
+
+format:
+	clang-format -i $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tools tests/unit tests/fuzz tests/lib))
+
+demo:
+	tests/lib/install.sh build demo
+	$(MAKE) -j2 all
+	packaging/examples/demo.sh start
+demo-stop:
+	packaging/examples/demo.sh stop
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 packaging/man/lakectl.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 packaging/man/laked.8 $(DESTDIR)$(PREFIX)/share/man/man8
 
 clean:
-	rm -rf build
+	rm -rf build/bin build/sanitize-* build/fuzz build/liblake.a $(addprefix build/,$(FOLDERS) tools tests)
 
-.PRECIOUS: $(BUILD)/%.o
--include $(shell find build -name '*.d' 2>/dev/null)
+.PRECIOUS: %.o
+-include $(OBJECTS:.o=.d) $(TOOL_OBJECTS:.o=.d) $(PROGRAM_NAMES:%=$(BUILD)/tools/%.d) \
+	$(UNIT_TESTS:=.d)

@@ -194,7 +194,7 @@ static int start_laked(const cJSON *request, const char *lake, const char *mount
 int local_mount(const cJSON *request, const char *lake, cJSON **ret_reply, struct message *message)
 {
 	struct statvfs answer;
-	pid_t pid;
+	pid_t pid = -1;
 	CLEANUP(free_pointer) char *mountpoint = realpath(mountpoint_of(request), NULL);
 	CLEANUP(free_pointer) char *real = realpath(lake, NULL);
 	if (!real)

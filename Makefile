@@ -20,7 +20,7 @@ override LDFLAGS += -pthread $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 LIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null)
 
 FOLDERS := store cache refs fs
-PROGRAM_NAMES := laked lakectl
+PROGRAM_NAMES := laked lakectl mount.lake
 SOURCES := $(wildcard $(addsuffix /*.c,$(FOLDERS)))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
 LIBRARY := $(BUILD)/liblake.a
@@ -120,7 +120,7 @@ demo-stop:
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
-	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(PROGRAM_NAMES:%=$(BUILD)/bin/%) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 packaging/man/lakectl.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 packaging/man/laked.8 $(DESTDIR)$(PREFIX)/share/man/man8
 

@@ -27,9 +27,9 @@ struct option_spec {
 enum word_type {
 	WORD_REQUIRED,
 	WORD_OPTIONAL,
-	WORD_BRANCH,   /* a branch; left out: the one the current directory is in */
-	WORD_REVISION, /* a revision; left out: that branch */
-	WORD_NAMED,    /* REV:PATH, split into "revision" and "path" */
+	WORD_BRANCH,         /* a branch; left out: the one the current directory is in */
+	WORD_REVISION,       /* a revision; left out: that branch */
+	WORD_NAMED,          /* REV:PATH, split into "revision" and "path" */
 	WORD_NAMED_OPTIONAL, /* REV[:PATH] */
 };
 struct word_spec {
@@ -47,7 +47,7 @@ struct subcommand {
 	const char *text; /* more help; may be NULL */
 	struct word_spec words[WORDS_MAX];
 	struct option_spec options[OPTIONS_MAX];
-	const char *paths; /* key of what follows "--"; NULL: nothing may */
+	const char *paths;   /* key of what follows "--"; NULL: nothing may */
 	bool optional_first; /* the first word is the one left out when too few are given */
 };
 
@@ -62,8 +62,8 @@ struct place_here {
 const struct subcommand *subcommand_find(int argc, char **argv, int *ret_used);
 /* Builds the request. *ret_help: --help was given. -ERR_INVALID with a message naming the usage. */
 int arguments_parse(const struct subcommand *subcommand, int argc, char **argv,
-		    const struct place_here *here, cJSON **ret_request, bool *ret_help,
-		    struct message *message);
+                    const struct place_here *here, cJSON **ret_request, bool *ret_help,
+                    struct message *message);
 void subcommand_help(const struct subcommand *subcommand); /* to standard output */
 /* All of them, a line each. With a name: only that family ("branch"). False: there is none. */
 bool subcommands_list(const char *name);

@@ -168,11 +168,11 @@ static const struct {
 	const char *name;
 	int (*run)(const cJSON *request, const char *lake, cJSON **ret_reply,
 	           struct message *message);
-	const char *done; /* printed with the reply's lake */
+	const char *done; /* printed before the lake's directory */
 } locals[] = {
-        {"init", local_init, "made a lake in %s\n"},
-        {"clone", local_clone, "joined the lake; its directory here is %s\n"},
-        {"mount", local_mount, "mounted the lake %s\n"},
+        {"init", local_init, "made a lake in"},
+        {"clone", local_clone, "joined the lake; its directory here is"},
+        {"mount", local_mount, "mounted the lake"},
         {"umount", local_umount, NULL},
 };
 
@@ -189,7 +189,7 @@ static bool run_local(struct invocation *invocation, cJSON **ret_reply, int *ret
 		        locals[i].run(invocation->request, invocation->lake, ret_reply, message);
 		if (!*ret_error && !invocation->json && !invocation->quiet && locals[i].done &&
 		    !cJSON_HasObjectItem(*ret_reply, "error"))
-			printf(locals[i].done,
+			printf("%s %s\n", locals[i].done,
 			       cJSON_GetObjectItemCaseSensitive(*ret_reply, "lake")->valuestring);
 		return true;
 	}

@@ -14,7 +14,7 @@ int local_init(const cJSON *request, const char *lake, cJSON **ret_reply, struct
 int local_clone(const cJSON *request, const char *lake, cJSON **ret_reply, struct message *message);
 int local_mount(const cJSON *request, const char *lake, cJSON **ret_reply, struct message *message);
 int local_umount(const cJSON *request, const char *lake, cJSON **ret_reply,
-		 struct message *message);
+                 struct message *message);
 
 /* Adds code.remote, code.commit and code.dirty to the request's "meta" when the current directory
  * is in a git work tree. Credentials in the remote's URL are left out. */

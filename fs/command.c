@@ -15,28 +15,28 @@ static const struct {
 	const char *name;
 	command_fn *run;
 } commands[] = {
-	{"annotate", command_annotate},
-	{"branch", command_branch},
-	{"cat", command_cat},
-	{"cherry-pick", command_cherry_pick},
-	{"commit", command_commit_run},
-	{"diff", command_diff},
-	{"doctor", command_doctor},
-	{"du", command_du},
-	{"fsck", command_fsck},
-	{"log", command_log},
-	{"ls", command_ls},
-	{"merge", command_merge},
-	{"reflog", command_reflog},
-	{"refresh", command_refresh},
-	{"reset", command_reset},
-	{"restore", command_restore},
-	{"revert", command_revert},
-	{"show", command_show},
-	{"stats", command_stats},
-	{"status", command_status},
-	{"tag", command_tag},
-	{"undo", command_undo},
+        {"annotate", command_annotate},
+        {"branch", command_branch},
+        {"cat", command_cat},
+        {"cherry-pick", command_cherry_pick},
+        {"commit", command_commit_run},
+        {"diff", command_diff},
+        {"doctor", command_doctor},
+        {"du", command_du},
+        {"fsck", command_fsck},
+        {"log", command_log},
+        {"ls", command_ls},
+        {"merge", command_merge},
+        {"reflog", command_reflog},
+        {"refresh", command_refresh},
+        {"reset", command_reset},
+        {"restore", command_restore},
+        {"revert", command_revert},
+        {"show", command_show},
+        {"stats", command_stats},
+        {"status", command_status},
+        {"tag", command_tag},
+        {"undo", command_undo},
 };
 
 void caller_self(struct caller *ret_caller)
@@ -49,7 +49,8 @@ void caller_self(struct caller *ret_caller)
 	ret_caller->pid = getpid();
 	gethostname(host, sizeof host - 1);
 	if (getpwuid_r(ret_caller->uid, &entry, text, sizeof text, &found) == 0 && found)
-		snprintf(ret_caller->name, sizeof ret_caller->name, "%.100s@%s", found->pw_name, host);
+		snprintf(ret_caller->name, sizeof ret_caller->name, "%.100s@%s", found->pw_name,
+		         host);
 	else
 		snprintf(ret_caller->name, sizeof ret_caller->name, "%u@%s", ret_caller->uid, host);
 }
@@ -99,11 +100,11 @@ int argument_paths(const struct command *command, const char *name, struct paths
 	ret_paths->items = calloc((size_t)cJSON_GetArraySize(array), sizeof *ret_paths->items);
 	if (!ret_paths->items)
 		return -ERR_NO_MEMORY;
-	cJSON_ArrayForEach(item, array)
-	{
-		int error = cJSON_IsString(item)
-				    ? path_normalise(item->valuestring, path, command->message)
-				    : fail(command->message, -ERR_INVALID, "a path is not a string");
+	cJSON_ArrayForEach (item, array) {
+		int error =
+		        cJSON_IsString(item)
+		                ? path_normalise(item->valuestring, path, command->message)
+		                : fail(command->message, -ERR_INVALID, "a path is not a string");
 		char *copy = error ? NULL : strdup(path);
 		if (!copy) {
 			paths_release(ret_paths);
@@ -135,7 +136,11 @@ void reply_id(cJSON *object, const char *name, const struct id *id)
 static size_t utf8_length(const unsigned char *at, size_t left)
 {
 	unsigned char first = at[0];
-	size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+	size_t length = first < 0x80   ? 1
+	                : first < 0xc2 ? 0
+	                : first < 0xe0 ? 2
+	                : first < 0xf0 ? 3
+	                               : 4;
 	if (!length || first > 0xf4 || length > left)
 		return 0;
 	for (size_t i = 1; i < length; i++)
@@ -233,8 +238,8 @@ cJSON *reply_entry(const char *path, const struct tree_entry *entry)
 	cJSON_AddNumberToObject(object, "uid", entry->attributes.uid);
 	cJSON_AddNumberToObject(object, "gid", entry->attributes.gid);
 	cJSON_AddNumberToObject(object, "size",
-				(double)(S_ISLNK(entry->attributes.mode) ? entry->target_length
-									 : entry->content.size));
+	                        (double)(S_ISLNK(entry->attributes.mode) ? entry->target_length
+	                                                                 : entry->content.size));
 	time_format(entry->attributes.mtime_ns / 1000000, time);
 	cJSON_AddStringToObject(object, "mtime", time);
 	if (!pointer_is_none(&entry->content.pointer))
@@ -311,12 +316,11 @@ int command_commit(struct command *command, const char *argument, struct commit 
 	const char *expression;
 	int error = argument_required(command, argument, &expression);
 	return error ? error
-		     : revision_resolve(command->lake->history, expression, ret_commit,
-					command->message);
+	             : revision_resolve(command->lake->history, expression, ret_commit,
+	                                command->message);
 }
 
-int command_worktree(struct command *command, const char *argument,
-		     struct worktree **ret_worktree)
+int command_worktree(struct command *command, const char *argument, struct worktree **ret_worktree)
 {
 	const char *branch;
 	int error = argument_required(command, argument, &branch);
@@ -324,9 +328,10 @@ int command_worktree(struct command *command, const char *argument,
 		error = ref_name_check(branch, command->message);
 	if (!error)
 		error = worktree_get(command->lake->worktrees, branch, ret_worktree,
-				     command->message);
+		                     command->message);
 	if (error == -ERR_NOT_FOUND)
-		fail(command->message, error, "no branch '%s'; `lakectl branch` lists them", branch);
+		fail(command->message, error, "no branch '%s'; `lakectl branch` lists them",
+		     branch);
 	return error;
 }
 
@@ -343,7 +348,7 @@ cJSON *command_error(int error, const struct message *message)
 	cJSON *object = cJSON_AddObjectToObject(reply, "error");
 	cJSON_AddStringToObject(object, "code", error_code(error));
 	cJSON_AddStringToObject(object, "message",
-				message && message->text[0] ? message->text : error_text(error));
+	                        message && message->text[0] ? message->text : error_text(error));
 	cJSON_AddNumberToObject(object, "exit", error_exit(error));
 	return reply;
 }
@@ -358,24 +363,24 @@ static command_fn *find_command(const cJSON *request)
 }
 
 int command_run(struct lake *lake, const struct caller *caller, const cJSON *request,
-		const struct command_output *output, cJSON **ret_reply)
+                const struct command_output *output, cJSON **ret_reply)
 {
 	static const struct command_output none;
 	struct message message = {{0}};
 	struct command command = {
-		.lake = lake,
-		.caller = caller,
-		.request = request,
-		.output = output ? output : &none,
-		.reply = cJSON_CreateObject(),
-		.message = &message,
+	        .lake = lake,
+	        .caller = caller,
+	        .request = request,
+	        .output = output ? output : &none,
+	        .reply = cJSON_CreateObject(),
+	        .message = &message,
 	};
 	command_fn *run = find_command(request);
 	int error = run ? run(&command) : fail(&message, -ERR_INVALID, "no such command");
 	if (error < 0) {
 		cJSON *failure = command_error(error, &message);
 		cJSON_AddItemToObject(command.reply, "error",
-				      cJSON_DetachItemFromObjectCaseSensitive(failure, "error"));
+		                      cJSON_DetachItemFromObjectCaseSensitive(failure, "error"));
 		cJSON_Delete(failure);
 	}
 	*ret_reply = command.reply;

@@ -34,7 +34,7 @@ struct command_output {
 /* Runs it. *ret_reply is always a complete object the caller deletes. Returns 0 or the negative
  * error that is also in the reply. Conflicts are -ERR_CONFLICT with the reply listing them. */
 int command_run(struct lake *lake, const struct caller *caller, const cJSON *request,
-		const struct command_output *output, cJSON **ret_reply);
+                const struct command_output *output, cJSON **ret_reply);
 /* The reply that says `error`; the text is `message`'s, or the error's own. */
 cJSON *command_error(int error, const struct message *message);
 

@@ -36,7 +36,7 @@ static int problem(struct check *check, const char *what, const char *where, con
 }
 
 static int note_pack(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t bytes,
-		     int64_t modified_ms)
+                     int64_t modified_ms)
 {
 	struct check *check = context;
 	struct known_pack *known = calloc(1, sizeof *known);
@@ -61,7 +61,7 @@ static int check_pack(struct check *check, const struct known_pack *pack)
 	check->records += records;
 	check->checked_bytes += pack->bytes;
 	if (progress_report(&check->command->output->progress, "Checking packs",
-			    check->checked_bytes, check->pack_bytes, "bytes"))
+	                    check->checked_bytes, check->pack_bytes, "bytes"))
 		return -ERR_INTERRUPTED;
 	if (error == -ERR_STORE_AWAY || error == -ERR_NO_MEMORY)
 		return fail(check->command->message, error, "%s", message.text);
@@ -79,15 +79,14 @@ static int check_record(void *context, enum record_kind kind, const struct point
 	id_to_hex(&pointer->id, hex);
 	hex_encode(pointer->place.pack, PACK_ID_BYTES, pack_hex);
 	snprintf(detail, sizeof detail, "pack %s is %s", pack_hex,
-		 pack ? "shorter than this record needs" : "missing");
+	         pack ? "shorter than this record needs" : "missing");
 	return problem(check, kind == RECORD_CHUNK ? "chunk" : "record", hex, detail);
 }
 
-static int note_damage(void *context, const char *where, int error,
-		       const struct message *message)
+static int note_damage(void *context, const char *where, int error, const struct message *message)
 {
 	return problem(context, "metadata", where,
-		       message->text[0] ? message->text : error_text(error));
+	               message->text[0] ? message->text : error_text(error));
 }
 
 static int note_bad_blob(void *context, const struct id *id, const char *path)
@@ -100,13 +99,12 @@ static int check_everything(struct check *check, struct reach_counts *counts)
 	struct command *command = check->command;
 	struct known_pack *pack, *next;
 	struct reach_visitor visitor = {.context = check,
-					.record = check_record,
-					.damaged = note_damage,
-					.progress = &command->output->progress};
+	                                .record = check_record,
+	                                .damaged = note_damage,
+	                                .progress = &command->output->progress};
 	bool quick = argument_flag(command, "quick");
 	int error = odb_pack_list(command->lake->odb, note_pack, check, command->message);
-	HASH_ITER(hh, check->packs, pack, next)
-	{
+	HASH_ITER (hh, check->packs, pack, next) {
 		if (!error && !quick)
 			error = check_pack(check, pack);
 	}
@@ -114,7 +112,7 @@ static int check_everything(struct check *check, struct reach_counts *counts)
 		error = reach_walk(command->lake, &visitor, counts, command->message);
 	if (!error && !quick)
 		error = cache_verify(command->lake->cache, note_bad_blob, check,
-				     &command->output->progress, command->message);
+		                     &command->output->progress, command->message);
 	return error;
 }
 
@@ -126,8 +124,7 @@ int command_fsck(struct command *command)
 	list_begin(&check.problems, command, "problems");
 	int error = check_everything(&check, &counts);
 	list_end(&check.problems);
-	HASH_ITER(hh, check.packs, pack, next)
-	{
+	HASH_ITER (hh, check.packs, pack, next) {
 		HASH_DEL(check.packs, pack);
 		free(pack);
 	}
@@ -139,7 +136,7 @@ int command_fsck(struct command *command)
 	cJSON_AddNumberToObject(command->reply, "bytes", (double)check.pack_bytes);
 	if (!error && check.problems.total)
 		error = fail(command->message, -ERR_CORRUPT, "%zu problem%s found",
-			     check.problems.total, check.problems.total > 1 ? "s" : "");
+		             check.problems.total, check.problems.total > 1 ? "s" : "");
 	return error;
 }
 
@@ -161,8 +158,8 @@ static bool examine_store(struct command *command, cJSON *checks)
 	char detail[256];
 	int64_t start = clock_monotonic_ms();
 	int error = object_get(command->lake->store, "lake", 0, UINT64_MAX, &bytes, NULL, &message);
-	snprintf(detail, sizeof detail, "%.180s answers in %lld ms", command->lake->config.store_url,
-		 (long long)(clock_monotonic_ms() - start));
+	snprintf(detail, sizeof detail, "%.180s answers in %lld ms",
+	         command->lake->config.store_url, (long long)(clock_monotonic_ms() - start));
 	finding(checks, "store", !error, error ? message.text : detail);
 	return !error;
 }
@@ -177,7 +174,7 @@ static bool examine_disk(struct command *command, cJSON *checks)
 	double left = (double)disk.f_bavail * (double)disk.f_frsize;
 	bool good = left > total / 20 || left > 10e9;
 	snprintf(detail, sizeof detail, "%.1f GB of %.1f GB free%s", left / 1e9, total / 1e9,
-		 good ? "" : ": make room, writes will soon fail with ENOSPC");
+	         good ? "" : ": make room, writes will soon fail with ENOSPC");
 	finding(checks, "disk", good, detail);
 	return good;
 }
@@ -191,16 +188,20 @@ static bool examine_fuse(cJSON *checks)
 	sscanf(kernel.release, "%d.%d", &major, &minor);
 	bool passthrough = geteuid() == 0 && (major > 6 || (major == 6 && minor >= 9));
 	snprintf(detail, sizeof detail, "Linux %s: %s", kernel.release,
-		 passthrough ? "kernel passthrough"
-			     : "no kernel passthrough (needs root and Linux 6.9); reads are copied");
+	         passthrough
+	                 ? "kernel passthrough"
+	                 : "no kernel passthrough (needs root and Linux 6.9); reads are copied");
 	finding(checks, "kernel", true, detail);
 	bool device = access("/dev/fuse", R_OK | W_OK) == 0;
 	finding(checks, "fuse", device,
-		device ? "/dev/fuse can be opened" : "/dev/fuse cannot be opened: load fuse, or ask root");
+	        device ? "/dev/fuse can be opened"
+	               : "/dev/fuse cannot be opened: load fuse, or ask root");
 	if (geteuid() == 0)
 		return device;
-	bool helper = access("/usr/bin/fusermount3", X_OK) == 0 || access("/bin/fusermount3", X_OK) == 0;
-	finding(checks, "fusermount3", helper, helper ? "installed" : "missing: install package fuse3");
+	bool helper =
+	        access("/usr/bin/fusermount3", X_OK) == 0 || access("/bin/fusermount3", X_OK) == 0;
+	finding(checks, "fusermount3", helper,
+	        helper ? "installed" : "missing: install package fuse3");
 	return device && helper;
 }
 
@@ -235,23 +236,23 @@ static void read_figures(struct lake *lake, struct figures *ret_figures)
 }
 
 /* One table for the JSON of `stats` and the Prometheus text of .lake/metrics. */
-#define FIGURES(X)                                                                                 \
-	X(odb.reads, "store_reads_total", "counter")                                               \
-	X(odb.read_bytes, "store_read_bytes_total", "counter")                                     \
-	X(odb.cache_hits, "record_cache_hits_total", "counter")                                    \
-	X(odb.cache_misses, "record_cache_misses_total", "counter")                                \
-	X(odb.cache_bytes, "record_cache_bytes", "gauge")                                          \
-	X(cache.blobs, "cached_blobs", "gauge")                                                    \
-	X(cache.bytes, "cached_bytes", "gauge")                                                    \
-	X(cache.hits, "cache_hits_total", "counter")                                               \
-	X(cache.misses, "cache_misses_total", "counter")                                           \
-	X(cache.fetched_bytes, "cache_fetched_bytes_total", "counter")                             \
-	X(cache.evicted, "cache_evicted_total", "counter")                                         \
-	X(state.journal_bytes, "journal_bytes", "gauge")                                           \
-	X(state.folds, "journal_folds_total", "counter")                                           \
-	X(state.used_bytes, "state_used_bytes", "gauge")                                           \
-	X(index.used_bytes, "index_used_bytes", "gauge")                                           \
-	X(space_free, "store_free_bytes", "gauge")                                                 \
+#define FIGURES(X) \
+	X(odb.reads, "store_reads_total", "counter") \
+	X(odb.read_bytes, "store_read_bytes_total", "counter") \
+	X(odb.cache_hits, "record_cache_hits_total", "counter") \
+	X(odb.cache_misses, "record_cache_misses_total", "counter") \
+	X(odb.cache_bytes, "record_cache_bytes", "gauge") \
+	X(cache.blobs, "cached_blobs", "gauge") \
+	X(cache.bytes, "cached_bytes", "gauge") \
+	X(cache.hits, "cache_hits_total", "counter") \
+	X(cache.misses, "cache_misses_total", "counter") \
+	X(cache.fetched_bytes, "cache_fetched_bytes_total", "counter") \
+	X(cache.evicted, "cache_evicted_total", "counter") \
+	X(state.journal_bytes, "journal_bytes", "gauge") \
+	X(state.folds, "journal_folds_total", "counter") \
+	X(state.used_bytes, "state_used_bytes", "gauge") \
+	X(index.used_bytes, "index_used_bytes", "gauge") \
+	X(space_free, "store_free_bytes", "gauge") \
 	X(space_total, "store_total_bytes", "gauge")
 
 int command_stats(struct command *command)
@@ -272,9 +273,10 @@ static void report_metrics(struct lake *lake, struct buffer *ret_text)
 	char line[256];
 	int length;
 	read_figures(lake, &figures);
-#define X(field, name, kind)                                                                       \
-	length = snprintf(line, sizeof line, "# TYPE lake_" name " " kind "\nlake_" name " %llu\n",  \
-			  (unsigned long long)figures.field);                                      \
+#define X(field, name, kind) \
+	length = \
+	        snprintf(line, sizeof line, "# TYPE lake_" name " " kind "\nlake_" name " %llu\n", \
+	                 (unsigned long long)figures.field); \
 	buffer_append(ret_text, line, (size_t)length);
 	FIGURES(X)
 #undef X
@@ -297,7 +299,7 @@ static int report_status(struct lake *lake, struct buffer *ret_text)
 	cJSON_AddStringToObject(status, "store", lake->config.store_url);
 	cJSON_AddNumberToObject(status, "pid", getpid());
 	int error = ref_list(lake->store, REF_BRANCH, true, add_status_branch,
-			     cJSON_AddArrayToObject(status, "branches"), NULL);
+	                     cJSON_AddArrayToObject(status, "branches"), NULL);
 	cJSON_AddBoolToObject(status, "store_reachable", error != -ERR_STORE_AWAY);
 	CLEANUP(free_pointer) char *text = cJSON_Print(status);
 	cJSON_Delete(status);

@@ -30,10 +30,10 @@ static int argument_named(struct command *command, struct named *ret_named)
 		error = path_normalise(path ? path : "", ret_named->path, command->message);
 	if (!error && ret_named->path[0])
 		error = tree_find(command->lake->odb, &ret_named->commit->tree, ret_named->path,
-				  &ret_named->entry, command->message);
+		                  &ret_named->entry, command->message);
 	if (error == -ERR_NOT_FOUND || error == -ERR_NOT_DIRECTORY)
 		return fail(command->message, -ERR_NOT_FOUND, "no '%s' in that revision",
-			    ret_named->path);
+		            ret_named->path);
 	return error;
 }
 
@@ -122,8 +122,8 @@ static int count_entry(void *context, const char *path, const struct tree_entry 
 	usage->files++;
 	usage->bytes += entry->content.size;
 	uint64_t files = usage->total_files + usage->files;
-	if (files % 1024 == 0 && progress_report(&usage->command->output->progress, "Counting",
-						 files, 0, "files"))
+	if (files % 1024 == 0 &&
+	    progress_report(&usage->command->output->progress, "Counting", files, 0, "files"))
 		return -ERR_INTERRUPTED;
 	return 0;
 }
@@ -152,7 +152,7 @@ int command_du(struct command *command)
 /* -- cat: the list "data" holds the bytes as hexadecimal digits, in pieces -- */
 
 static int add_piece(struct command *command, cJSON *kept, const uint8_t *bytes, size_t length,
-		     char *hex)
+                     char *hex)
 {
 	hex_encode(bytes, length, hex);
 	if (!command->output->items) {
@@ -161,7 +161,8 @@ static int add_piece(struct command *command, cJSON *kept, const uint8_t *bytes,
 	}
 	cJSON *piece = cJSON_CreateArray();
 	cJSON_AddItemToArray(piece, cJSON_CreateString(hex));
-	return command->output->items(command->output->context, "data", piece) ? -ERR_INTERRUPTED : 0;
+	return command->output->items(command->output->context, "data", piece) ? -ERR_INTERRUPTED
+	                                                                       : 0;
 }
 
 int command_cat(struct command *command)
@@ -176,17 +177,17 @@ int command_cat(struct command *command)
 		return error;
 	if (directory_of(&named))
 		return fail(command->message, -ERR_IS_DIRECTORY,
-			    "'%s' is a directory; `lakectl ls` lists it", named.path);
+		            "'%s' is a directory; `lakectl ls` lists it", named.path);
 	cJSON_AddNumberToObject(command->reply, "size", (double)named.entry->content.size);
 	cJSON *kept = cJSON_AddArrayToObject(command->reply, "data");
 	if (named.entry->target)
 		return add_piece(command, kept, (const uint8_t *)named.entry->target,
-				 named.entry->target_length, hex);
+		                 named.entry->target_length, hex);
 	uint64_t size = named.entry->content.size;
 	for (uint64_t at = 0; !error && at < size; at += CAT_PIECE_BYTES) {
 		size_t length = size - at < CAT_PIECE_BYTES ? (size_t)(size - at) : CAT_PIECE_BYTES;
 		error = content_read(command->lake->odb, &named.entry->content, at, length, bytes,
-				     command->message);
+		                     command->message);
 		if (!error)
 			error = add_piece(command, kept, bytes, length, hex);
 	}

@@ -40,8 +40,8 @@ int command_log(struct command *command)
 	if (limit < 0)
 		return fail(command->message, -ERR_INVALID, "-n takes a number from 0");
 	struct walk_options options = {.first_parent = argument_flag(command, "first_parent"),
-				       .paths = paths.items,
-				       .path_count = paths.count};
+	                               .paths = paths.items,
+	                               .path_count = paths.count};
 	error = history_walk_new(command->lake->history, &start->self, 1, &options, &walk);
 	if (!error)
 		error = log_walk(command, walk, (uint64_t)limit);
@@ -58,13 +58,13 @@ static int list_change(void *context, const struct change *change)
 }
 
 static int list_difference(struct command *command, const struct pointer *before,
-			   const struct pointer *after, const struct paths *paths)
+                           const struct pointer *after, const struct paths *paths)
 {
 	struct list list;
 	struct diff_options options = {.paths = paths->items, .path_count = paths->count};
 	list_begin(&list, command, "changes");
 	int error = diff_trees(command->lake->odb, before, after, &options, list_change, &list,
-			       command->message);
+	                       command->message);
 	list_end(&list);
 	return error;
 }
@@ -77,13 +77,13 @@ int command_show(struct command *command)
 	int error = command_commit(command, "revision", &commit);
 	if (!error && commit->parent_count)
 		error = commit_read(command->lake->odb, &commit->parents[0], &parent,
-				    command->message);
+		                    command->message);
 	if (error < 0)
 		return error;
 	cJSON_Delete(command->reply);
 	command->reply = reply_commit(commit);
 	return list_difference(command, parent ? &parent->tree : &pointer_none, &commit->tree,
-			       &everything);
+	                       &everything);
 }
 
 /* A change of a path since a revision is the composition of what was committed since and what is
@@ -112,8 +112,7 @@ static int remember(struct composition *composition, const char *path, size_t le
 static void forget_all(struct composition *composition)
 {
 	struct seen_path *seen, *next;
-	HASH_ITER(hh, composition->uncommitted, seen, next)
-	{
+	HASH_ITER (hh, composition->uncommitted, seen, next) {
 		HASH_DEL(composition->uncommitted, seen);
 		free(seen);
 	}
@@ -121,10 +120,10 @@ static void forget_all(struct composition *composition)
 
 /* The state at `from` of a path that the working tree changed. NULL when it was not there. */
 static int entry_at(struct composition *composition, const char *path,
-		    struct tree_entry **ret_entry)
+                    struct tree_entry **ret_entry)
 {
 	int error = tree_find(composition->command->lake->odb, composition->from, path, ret_entry,
-			      composition->command->message);
+	                      composition->command->message);
 	if (error == -ERR_NOT_FOUND || error == -ERR_NOT_DIRECTORY) {
 		*ret_entry = NULL;
 		return 0;
@@ -153,8 +152,8 @@ static int add_uncommitted(void *context, const struct change *change)
 		return 0;
 	else
 		composed.kind = content_equal(&before->content, &composed.after->content)
-					? CHANGE_MODE
-					: CHANGE_MODIFIED;
+		                        ? CHANGE_MODE
+		                        : CHANGE_MODIFIED;
 	return list_add(&composition->list, reply_change(&composed));
 }
 
@@ -169,7 +168,7 @@ static int add_committed(void *context, const struct change *change)
 }
 
 static int diff_worktree(struct command *command, const struct commit *from,
-			 const struct paths *paths)
+                         const struct paths *paths)
 {
 	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
 	CLEANUP(commit_pointer_free) struct commit *base = NULL;
@@ -180,12 +179,12 @@ static int diff_worktree(struct command *command, const struct commit *from,
 		return error;
 	struct composition composition = {.command = command, .from = &from->tree};
 	list_begin(&composition.list, command, "changes");
-	error = worktree_changes(worktree, paths->items, paths->count, add_uncommitted, &composition,
-				 command->message);
+	error = worktree_changes(worktree, paths->items, paths->count, add_uncommitted,
+	                         &composition, command->message);
 	struct diff_options options = {.paths = paths->items, .path_count = paths->count};
 	if (!error)
 		error = diff_trees(command->lake->odb, &from->tree, &base->tree, &options,
-				   add_committed, &composition, command->message);
+		                   add_committed, &composition, command->message);
 	list_end(&composition.list);
 	forget_all(&composition);
 	return error;
@@ -219,7 +218,7 @@ int command_diff(struct command *command)
 
 /* The newest commit on the way from `start` that changed `path` against its first parent. */
 static int last_change(struct command *command, const struct commit *start, const char *path,
-		       struct commit **ret_commit)
+                       struct commit **ret_commit)
 {
 	struct history_walk *walk = NULL;
 	const char *paths[] = {path};
@@ -232,7 +231,7 @@ static int last_change(struct command *command, const struct commit *start, cons
 }
 
 static int annotate_one(struct list *list, const struct commit *start, const char *path,
-			const struct tree_entry *entry)
+                        const struct tree_entry *entry)
 {
 	CLEANUP(commit_pointer_free) struct commit *commit = NULL;
 	int error = last_change(list->command, start, path, &commit);
@@ -244,7 +243,7 @@ static int annotate_one(struct list *list, const struct commit *start, const cha
 }
 
 static int annotate_directory(struct list *list, const struct commit *start, const char *path,
-			      const struct pointer *root)
+                              const struct pointer *root)
 {
 	struct tree_iterator *iterator = NULL;
 	const struct tree_entry *entry;
@@ -288,7 +287,7 @@ int command_annotate(struct command *command)
 		error = annotate_one(&list, start, path, entry);
 	else
 		error = annotate_directory(&list, start, path,
-					   entry ? &entry->content.pointer : &start->tree);
+		                           entry ? &entry->content.pointer : &start->tree);
 	list_end(&list);
 	return error;
 }

@@ -53,8 +53,7 @@ void list_end(struct list *list);
 void commit_pointer_free(struct commit **commit); /* CLEANUP */
 void worktree_cleanup(struct worktree **worktree);
 int command_commit(struct command *command, const char *argument, struct commit **ret_commit);
-int command_worktree(struct command *command, const char *argument,
-		     struct worktree **ret_worktree);
+int command_worktree(struct command *command, const char *argument, struct worktree **ret_worktree);
 struct merge_side side_of(const struct commit *commit);
 
 /* -- the commands -- */

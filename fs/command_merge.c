@@ -43,11 +43,12 @@ static int reply_conflicts(struct command *command, const struct merge_result *r
 	}
 	if (!result->conflict_count)
 		return 0;
-	return fail(command->message, -ERR_CONFLICT,
-		    "%zu conflict%s, first '%s'; nothing was changed. Choose with --take source:PATH "
-		    "or --take target:PATH",
-		    result->conflict_count, result->conflict_count > 1 ? "s" : "",
-		    result->conflicts[0].path);
+	return fail(
+	        command->message, -ERR_CONFLICT,
+	        "%zu conflict%s, first '%s'; nothing was changed. Choose with --take source:PATH "
+	        "or --take target:PATH",
+	        result->conflict_count, result->conflict_count > 1 ? "s" : "",
+	        result->conflicts[0].path);
 }
 
 /* -- publishing a merged tree -- */
@@ -63,30 +64,29 @@ struct plan {
 };
 
 static int publish(struct command *command, const struct plan *plan, struct packer *packer,
-		   const struct merge_result *result, struct pointer *ret_commit)
+                   const struct merge_result *result, struct pointer *ret_commit)
 {
 	struct pointer parents[2] = {plan->head->self};
 	if (plan->second_parent)
 		parents[1] = *plan->second_parent;
 	struct commit commit = {
-		.tree = result->tree,
-		.root = result->root,
-		.parents = parents,
-		.parent_count = plan->second_parent ? 2 : 1,
-		.author = command->caller->name,
-		.time_ms = clock_wall_ms(),
-		.message = plan->text,
-		.meta = plan->meta,
-		.meta_count = plan->meta_count,
+	        .tree = result->tree,
+	        .root = result->root,
+	        .parents = parents,
+	        .parent_count = plan->second_parent ? 2 : 1,
+	        .author = command->caller->name,
+	        .time_ms = clock_wall_ms(),
+	        .message = plan->text,
+	        .meta = plan->meta,
+	        .meta_count = plan->meta_count,
 	};
 	int error = commit_write(command->lake->odb, packer, &commit, ret_commit, command->message);
 	if (!error)
 		error = packer_flush(packer, command->message);
 	if (error < 0)
 		return error;
-	struct move_options options = {.expected = &plan->head->self,
-				       .who = command->caller->name,
-				       .command = plan->note};
+	struct move_options options = {
+	        .expected = &plan->head->self, .who = command->caller->name, .command = plan->note};
 	error = worktree_move(plan->worktree, ret_commit, &options, command->message);
 	if (!error) {
 		CLEANUP(commit_pointer_free) struct commit *written = NULL;
@@ -107,7 +107,7 @@ static int head_of(struct command *command, const char *branch, struct commit **
 	CLEANUP(ref_release) struct ref ref = {0};
 	int error = ref_read(command->lake->store, REF_BRANCH, branch, &ref, command->message);
 	return error ? error
-		     : commit_read(command->lake->odb, &ref.commit, ret_head, command->message);
+	             : commit_read(command->lake->odb, &ref.commit, ret_head, command->message);
 }
 
 /* -- merge -- */
@@ -135,7 +135,7 @@ static int parse_take(struct command *command, const char *text, struct take *re
 		ret_take->side = SIDE_TARGET;
 	else
 		return fail(command->message, -ERR_INVALID,
-			    "--take needs source:PATH or target:PATH, not '%s'", text);
+		            "--take needs source:PATH or target:PATH, not '%s'", text);
 	int error = path_normalise(colon + 1, path, command->message);
 	if (error < 0)
 		return error;
@@ -151,12 +151,11 @@ static int argument_takes(struct command *command, struct takes *ret_takes)
 	ret_takes->items = calloc((size_t)cJSON_GetArraySize(array) + 1, sizeof *ret_takes->items);
 	if (!ret_takes->items)
 		return -ERR_NO_MEMORY;
-	cJSON_ArrayForEach(item, array)
-	{
+	cJSON_ArrayForEach (item, array) {
 		int error = cJSON_IsString(item)
-				    ? parse_take(command, item->valuestring,
-						 &ret_takes->items[ret_takes->count])
-				    : fail(command->message, -ERR_INVALID, "take is not a string");
+		                    ? parse_take(command, item->valuestring,
+		                                 &ret_takes->items[ret_takes->count])
+		                    : fail(command->message, -ERR_INVALID, "take is not a string");
 		if (error < 0)
 			return error;
 		ret_takes->count++;
@@ -193,8 +192,8 @@ static int merge_once(struct command *command, const struct merge_request *reque
 	CLEANUP(merge_cleanup) struct packer *packer = NULL;
 	CLEANUP(merge_result_release) struct merge_result result = {0};
 	struct merge_options options = {.takes = request->takes.items,
-					.take_count = request->takes.count,
-					.conflicts_max = CONFLICTS_SHOWN_MAX};
+	                                .take_count = request->takes.count,
+	                                .conflicts_max = CONFLICTS_SHOWN_MAX};
 	bool fast_forward = false, up_to_date = false;
 	struct pointer made;
 	char note[300], text[400];
@@ -204,8 +203,8 @@ static int merge_once(struct command *command, const struct merge_request *reque
 		error = packer_new(command->lake->odb, &packer);
 	if (!error)
 		error = merge_commits(command->lake->history, command->lake->odb, packer,
-				      request->source, head, &options, &result, &fast_forward,
-				      &up_to_date, command->message);
+		                      request->source, head, &options, &result, &fast_forward,
+		                      &up_to_date, command->message);
 	if (!error)
 		error = reply_conflicts(command, &result);
 	if (error < 0)
@@ -216,9 +215,9 @@ static int merge_once(struct command *command, const struct merge_request *reque
 		struct list list;
 		list_begin(&list, command, "changes");
 		error = up_to_date ? 0
-				   : diff_trees(command->lake->odb, &head->tree, &result.tree,
-						&(struct diff_options){0}, list_merged, &list,
-						command->message);
+		                   : diff_trees(command->lake->odb, &head->tree, &result.tree,
+		                                &(struct diff_options){0}, list_merged, &list,
+		                                command->message);
 		list_end(&list);
 		return error;
 	}
@@ -228,13 +227,13 @@ static int merge_once(struct command *command, const struct merge_request *reque
 	}
 	snprintf(note, sizeof note, "merge %.200s", request->source_name);
 	snprintf(text, sizeof text, "Merge %.200s into %s", request->source_name,
-		 worktree_branch(request->target));
+	         worktree_branch(request->target));
 	struct plan plan = {
-		.worktree = request->target,
-		.head = head,
-		.text = request->text ? request->text : text,
-		.note = note,
-		.second_parent = request->squash ? NULL : &request->source->self,
+	        .worktree = request->target,
+	        .head = head,
+	        .text = request->text ? request->text : text,
+	        .note = note,
+	        .second_parent = request->squash ? NULL : &request->source->self,
 	};
 	error = publish(command, &plan, packer, &result, &made);
 	if (!error)
@@ -254,9 +253,10 @@ static void note_dirty_source(struct command *command, const char *source)
 
 int command_merge(struct command *command)
 {
-	CLEANUP(merge_request_release) struct merge_request request = {
-		.dry_run = argument_flag(command, "dry_run"),
-		.squash = argument_flag(command, "squash"),
+	CLEANUP(merge_request_release)
+	struct merge_request request = {
+	        .dry_run = argument_flag(command, "dry_run"),
+	        .squash = argument_flag(command, "squash"),
 	};
 	int error = argument_required(command, "source", &request.source_name);
 	if (!error)
@@ -272,7 +272,8 @@ int command_merge(struct command *command)
 	cJSON_AddStringToObject(command->reply, "target", worktree_branch(request.target));
 	note_dirty_source(command, request.source_name);
 	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
-		static const char *const results[] = {"conflicts", "up_to_date", "changed", "changes"};
+		static const char *const results[] = {"conflicts", "up_to_date", "changed",
+		                                      "changes"};
 		for (size_t i = 0; i < ARRAY_SIZE(results); i++)
 			cJSON_DeleteItemFromObjectCaseSensitive(command->reply, results[i]);
 		if (attempt)
@@ -312,21 +313,21 @@ static int apply_once(struct command *command, const struct application *applica
 		return error;
 	target = side_of(head);
 	error = merge_trees(command->lake->odb, packer, &application->from, &application->to,
-			    &target, &options, &result, command->message);
+	                    &target, &options, &result, command->message);
 	if (!error)
 		error = reply_conflicts(command, &result);
 	if (error < 0)
 		return error;
 	if (id_equal(&result.tree.id, &head->tree.id))
 		return fail(command->message, -ERR_INVALID,
-			    "'%s' has nothing of that change to apply; nothing was changed",
-			    worktree_branch(application->worktree));
+		            "'%s' has nothing of that change to apply; nothing was changed",
+		            worktree_branch(application->worktree));
 	struct plan plan = {.worktree = application->worktree,
-			    .head = head,
-			    .text = application->text,
-			    .note = application->note,
-			    .meta = &meta,
-			    .meta_count = 1};
+	                    .head = head,
+	                    .text = application->text,
+	                    .note = application->note,
+	                    .meta = &meta,
+	                    .meta_count = 1};
 	error = publish(command, &plan, packer, &result, &made);
 	if (!error)
 		reply_id(command->reply, "commit", &made.id);
@@ -335,7 +336,7 @@ static int apply_once(struct command *command, const struct application *applica
 
 /* The commit and the parent (--mainline N, default 1) its change is measured against. */
 static int change_of(struct command *command, struct commit **ret_commit,
-		     struct merge_side *ret_before)
+                     struct merge_side *ret_before)
 {
 	CLEANUP(commit_pointer_free) struct commit *commit = NULL;
 	CLEANUP(commit_pointer_free) struct commit *parent = NULL;
@@ -347,10 +348,10 @@ static int change_of(struct command *command, struct commit **ret_commit,
 		*ret_before = (struct merge_side){.root = commit->root};
 	} else if (mainline < 1 || mainline > (double)commit->parent_count) {
 		return fail(command->message, -ERR_INVALID, "that commit has %zu parent%s",
-			    commit->parent_count, commit->parent_count > 1 ? "s" : "");
+		            commit->parent_count, commit->parent_count > 1 ? "s" : "");
 	} else {
 		error = commit_read(command->lake->odb, &commit->parents[(size_t)mainline - 1],
-				    &parent, command->message);
+		                    &parent, command->message);
 		if (error < 0)
 			return error;
 		*ret_before = side_of(parent);
@@ -378,16 +379,16 @@ static int apply_change(struct command *command, bool backwards)
 	id_to_hex(&commit->self.id, hex);
 	snprintf(note, sizeof note, "%s %.12s", backwards ? "revert" : "cherry-pick", hex);
 	if (asprintf(&text, "%s%.*s%s", backwards ? "Revert \"" : "",
-		     (int)strcspn(commit->message, backwards ? "\n" : ""), commit->message,
-		     backwards ? "\"" : "") < 0)
+	             (int)strcspn(commit->message, backwards ? "\n" : ""), commit->message,
+	             backwards ? "\"" : "") < 0)
 		return -ERR_NO_MEMORY;
 	struct application application = {
-		.from = backwards ? side_of(commit) : before,
-		.to = backwards ? before : side_of(commit),
-		.worktree = worktree,
-		.text = given ? given : text,
-		.note = note,
-		.meta = {.key = backwards ? "reverts" : "cherry-picked-from", .value = hex},
+	        .from = backwards ? side_of(commit) : before,
+	        .to = backwards ? before : side_of(commit),
+	        .worktree = worktree,
+	        .text = given ? given : text,
+	        .note = note,
+	        .meta = {.key = backwards ? "reverts" : "cherry-picked-from", .value = hex},
 	};
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
 	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {

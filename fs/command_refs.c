@@ -49,16 +49,17 @@ static int create_ref(struct command *command, enum ref_kind kind)
 	if (!error)
 		error = ref_name_check(name, command->message);
 	if (!error)
-		error = revision_resolve(command->lake->history, revision ? revision : "main", &commit,
-					 command->message);
+		error = revision_resolve(command->lake->history, revision ? revision : "main",
+		                         &commit, command->message);
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "%s create", verb_of(kind));
 	struct ref_author author = {.who = command->caller->name, .command = note};
 	error = ref_create(command->lake->store, kind, name, &commit->self, &author,
-			   command->message);
+	                   command->message);
 	if (error == -ERR_EXISTS)
-		return fail(command->message, error, "there is a %s '%s' already", verb_of(kind), name);
+		return fail(command->message, error, "there is a %s '%s' already", verb_of(kind),
+		            name);
 	if (error < 0)
 		return error;
 	cJSON_AddStringToObject(command->reply, verb_of(kind), name);
@@ -71,7 +72,7 @@ static int delete_ref(struct command *command, enum ref_kind kind)
 	const char *name;
 	CLEANUP(ref_release) struct ref ref = {0};
 	struct ref_author author = {.who = command->caller->name,
-				    .command = kind == REF_BRANCH ? "branch delete" : "tag delete"};
+	                            .command = kind == REF_BRANCH ? "branch delete" : "tag delete"};
 	int error = argument_required(command, "name", &name);
 	if (!error)
 		error = ref_name_check(name, command->message);
@@ -79,13 +80,13 @@ static int delete_ref(struct command *command, enum ref_kind kind)
 		error = ref_read(command->lake->store, kind, name, &ref, command->message);
 	if (!error && kind == REF_BRANCH)
 		error = worktree_delete_branch(command->lake->worktrees, name,
-					       argument_flag(command, "force"), &author,
-					       command->message);
+		                               argument_flag(command, "force"), &author,
+		                               command->message);
 	else if (!error)
 		error = ref_delete(command->lake->store, kind, name, &author, command->message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(command->message, error, "no %s '%s'; `lakectl %s` lists them",
-			    verb_of(kind), name, verb_of(kind));
+		            verb_of(kind), name, verb_of(kind));
 	if (error < 0)
 		return error;
 	cJSON_AddStringToObject(command->reply, verb_of(kind), name);
@@ -110,10 +111,10 @@ static int rename_branch(struct command *command)
 	snprintf(note, sizeof note, "branch rename %s %s", from, to);
 	struct ref_author author = {.who = command->caller->name, .command = note};
 	error = worktree_rename_branch(command->lake->worktrees, from, to, &author,
-				       command->message);
+	                               command->message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(command->message, error, "no branch '%s'; `lakectl branch` lists them",
-			    from);
+		            from);
 	if (error == -ERR_EXISTS)
 		return fail(command->message, error, "there is a branch '%s' already", to);
 	if (error < 0)
@@ -200,8 +201,8 @@ static int undo_delete(struct command *command, const char *name)
 	struct ref_author author = {.who = command->caller->name, .command = "undo branch delete"};
 	int error = ref_restore(command->lake->store, REF_BRANCH, name, &author, command->message);
 	if (error == -ERR_NOT_FOUND)
-		return fail(command->message, error, "no branch '%s', and none of that name was deleted",
-			    name);
+		return fail(command->message, error,
+		            "no branch '%s', and none of that name was deleted", name);
 	if (!error)
 		error = ref_read(command->lake->store, REF_BRANCH, name, &ref, command->message);
 	if (error < 0)
@@ -219,17 +220,18 @@ static int undo_move(struct command *command, const struct ref *ref)
 	char note[256];
 	if (!last || pointer_is_none(&last->before))
 		return fail(command->message, -ERR_INVALID,
-			    "branch '%s' has not moved since it was created; `lakectl branch delete %s` "
-			    "removes it",
-			    ref->name, ref->name);
+		            "branch '%s' has not moved since it was created; `lakectl branch "
+		            "delete %s` "
+		            "removes it",
+		            ref->name, ref->name);
 	int error = worktree_get(command->lake->worktrees, ref->name, &worktree, command->message);
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "undo %.200s", last->command);
 	struct move_options options = {.expected = &ref->commit,
-				       .who = command->caller->name,
-				       .command = note,
-				       .discard = argument_flag(command, "discard")};
+	                               .who = command->caller->name,
+	                               .command = note,
+	                               .discard = argument_flag(command, "discard")};
 	error = worktree_move(worktree, &last->before, &options, command->message);
 	if (error < 0)
 		return error;

@@ -30,19 +30,18 @@ static int argument_meta(const struct command *command, struct meta_list *ret_me
 	ret_meta->items = calloc((size_t)cJSON_GetArraySize(object) + 1, sizeof *ret_meta->items);
 	if (!ret_meta->items)
 		return -ERR_NO_MEMORY;
-	cJSON_ArrayForEach(item, object)
-	{
+	cJSON_ArrayForEach (item, object) {
 		if (!cJSON_IsString(item))
 			return fail(command->message, -ERR_INVALID, "meta '%s' is not a string",
-				    item->string);
+			            item->string);
 		ret_meta->items[ret_meta->count++] =
-			(struct meta_pair){.key = item->string, .value = item->valuestring};
+		        (struct meta_pair){.key = item->string, .value = item->valuestring};
 	}
 	return 0;
 }
 
 static void reply_commit_result(cJSON *reply, const struct worktree *worktree,
-				const struct commit_result *result)
+                                const struct commit_result *result)
 {
 	reply_id(reply, "commit", &result->commit.id);
 	cJSON_AddStringToObject(reply, "branch", worktree_branch(worktree));
@@ -72,17 +71,17 @@ int command_commit_run(struct command *command)
 	if (error < 0)
 		return error;
 	struct commit_options options = {
-		.author = command->caller->name,
-		.message = text,
-		.command = "commit",
-		.meta = meta.items,
-		.meta_count = meta.count,
-		.paths = paths.items,
-		.path_count = paths.count,
-		.allow_open = argument_flag(command, "allow_open"),
-		.allow_empty = argument_flag(command, "allow_empty"),
-		.wait_ms = (int)argument_number(command, "wait_ms", OPEN_WAIT_MS_DEFAULT),
-		.progress = &command->output->progress,
+	        .author = command->caller->name,
+	        .message = text,
+	        .command = "commit",
+	        .meta = meta.items,
+	        .meta_count = meta.count,
+	        .paths = paths.items,
+	        .path_count = paths.count,
+	        .allow_open = argument_flag(command, "allow_open"),
+	        .allow_empty = argument_flag(command, "allow_empty"),
+	        .wait_ms = (int)argument_number(command, "wait_ms", OPEN_WAIT_MS_DEFAULT),
+	        .progress = &command->output->progress,
 	};
 	error = worktree_commit(worktree, &options, &result, command->message);
 	if (!error)
@@ -123,12 +122,12 @@ int command_status(struct command *command)
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
 	reply_id(command->reply, "base", &base->self.id);
 	error = worktrees_open_files(command->lake->worktrees, worktree_branch(worktree), list_open,
-				     cJSON_AddArrayToObject(command->reply, "open_for_write"));
+	                             cJSON_AddArrayToObject(command->reply, "open_for_write"));
 	if (error < 0)
 		return error;
 	list_begin(&list, command, "changes");
 	error = worktree_changes(worktree, paths.items, paths.count, list_uncommitted, &list,
-				 command->message);
+	                         command->message);
 	list_end(&list);
 	return error;
 }
@@ -154,10 +153,10 @@ int command_restore(struct command *command)
 		return error;
 	if (!paths.count)
 		return fail(command->message, -ERR_INVALID,
-			    "restore needs paths: lakectl restore [BRANCH] [--from REV] -- PATH... "
-			    "('.' is everything)");
+		            "restore needs paths: lakectl restore [BRANCH] [--from REV] -- PATH... "
+		            "('.' is everything)");
 	error = worktree_restore(worktree, commit, paths.items, paths.count, &changed,
-				 command->message);
+	                         command->message);
 	if (error < 0)
 		return error;
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
@@ -179,8 +178,8 @@ int command_reset(struct command *command)
 	id_to_hex(&commit->self.id, hex);
 	snprintf(note, sizeof note, "reset %.12s", hex);
 	struct move_options options = {.who = command->caller->name,
-				       .command = note,
-				       .discard = argument_flag(command, "discard")};
+	                               .command = note,
+	                               .discard = argument_flag(command, "discard")};
 	error = worktree_move(worktree, &commit->self, &options, command->message);
 	if (error < 0)
 		return error;

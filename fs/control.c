@@ -110,7 +110,7 @@ static cJSON *wrap(const char *name, cJSON *value)
 /* An address for DIR/control.sock even when the path is longer than sun_path: through the
  * directory's descriptor. The caller closes *ret_directory_fd when the address has been used. */
 static int socket_address(const char *directory, struct sockaddr_un *ret_address,
-			  int *ret_directory_fd)
+                          int *ret_directory_fd)
 {
 	int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
@@ -118,7 +118,7 @@ static int socket_address(const char *directory, struct sockaddr_un *ret_address
 	memset(ret_address, 0, sizeof *ret_address);
 	ret_address->sun_family = AF_UNIX;
 	snprintf(ret_address->sun_path, sizeof ret_address->sun_path, "/proc/self/fd/%d/%s", fd,
-		 SOCKET_NAME);
+	         SOCKET_NAME);
 	*ret_directory_fd = fd;
 	return 0;
 }
@@ -140,7 +140,7 @@ static bool is_group_member(const char *user, gid_t primary, const char *group)
 }
 
 static int check_peer(struct control *control, int fd, struct caller *ret_caller,
-		      struct message *message)
+                      struct message *message)
 {
 	struct ucred peer;
 	socklen_t length = sizeof peer;
@@ -149,14 +149,16 @@ static int check_peer(struct control *control, int fd, struct caller *ret_caller
 	struct passwd entry, *found = NULL;
 
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
-		return fail(message, error_system(errno), "cannot tell who asks: %s", strerror(errno));
+		return fail(message, error_system(errno), "cannot tell who asks: %s",
+		            strerror(errno));
 	ret_caller->uid = peer.uid;
 	ret_caller->gid = peer.gid;
 	ret_caller->pid = peer.pid;
 	gethostname(host, sizeof host - 1);
 	getpwuid_r(peer.uid, &entry, text, sizeof text, &found);
 	if (found)
-		snprintf(ret_caller->name, sizeof ret_caller->name, "%.100s@%s", found->pw_name, host);
+		snprintf(ret_caller->name, sizeof ret_caller->name, "%.100s@%s", found->pw_name,
+		         host);
 	else
 		snprintf(ret_caller->name, sizeof ret_caller->name, "%u@%s", peer.uid, host);
 	if (peer.uid == 0 || peer.uid == geteuid())
@@ -166,8 +168,8 @@ static int check_peer(struct control *control, int fd, struct caller *ret_caller
 	if (found && is_group_member(found->pw_name, peer.gid, control->lake->config.control_group))
 		return 0;
 	return fail(message, -ERR_REFUSED,
-		    "%s may not control this lake; its owner can set control_group in lake.json",
-		    ret_caller->name);
+	            "%s may not control this lake; its owner can set control_group in lake.json",
+	            ret_caller->name);
 }
 
 struct connection {
@@ -178,7 +180,7 @@ struct connection {
 };
 
 static int forward_progress(void *context, const char *what, uint64_t done, uint64_t total,
-			    const char *unit)
+                            const char *unit)
 {
 	struct connection *connection = context;
 	int64_t now = clock_monotonic_ms();
@@ -216,9 +218,9 @@ static cJSON *answer(struct connection *connection)
 	struct caller caller = {0};
 	cJSON *request = NULL, *reply = NULL;
 	struct command_output output = {
-		.progress = {.report = forward_progress, .context = connection},
-		.items = forward_items,
-		.context = connection,
+	        .progress = {.report = forward_progress, .context = connection},
+	        .items = forward_items,
+	        .context = connection,
 	};
 
 	int error = check_peer(control, connection->fd, &caller, &message);
@@ -230,7 +232,7 @@ static cJSON *answer(struct connection *connection)
 	if (error < 0)
 		return command_error(error, &message);
 	error = control->extra ? control->extra(control->context, &caller, request, &reply)
-			       : -ERR_UNSUPPORTED;
+	                       : -ERR_UNSUPPORTED;
 	if (error == -ERR_UNSUPPORTED && !reply)
 		command_run(control->lake, &caller, request, &output, &reply);
 	cJSON_Delete(request);
@@ -281,7 +283,7 @@ static void *accept_loop(void *argument)
 {
 	struct control *control = argument;
 	struct pollfd fds[2] = {{.fd = control->listener, .events = POLLIN},
-				{.fd = control->wake[0], .events = POLLIN}};
+	                        {.fd = control->wake[0], .events = POLLIN}};
 	for (;;) {
 		if (poll(fds, 2, -1) < 0 && errno != EINTR)
 			return NULL;
@@ -312,12 +314,12 @@ static int listen_at(struct control *control, struct message *message)
 	    chmod(control->path, 0666) < 0 || /* peers are checked one by one */
 	    listen(control->listener, 64) < 0 || pipe2(control->wake, O_CLOEXEC) < 0)
 		return fail(message, error_system(errno), "cannot listen on %s: %s", control->path,
-			    strerror(errno));
+		            strerror(errno));
 	return 0;
 }
 
-int control_start(struct lake *lake, control_fn *extra, void *context,
-		  struct control **ret_control, struct message *message)
+int control_start(struct lake *lake, control_fn *extra, void *context, struct control **ret_control,
+                  struct message *message)
 {
 	struct control *control = calloc(1, sizeof *control);
 	if (!control)
@@ -329,8 +331,8 @@ int control_start(struct lake *lake, control_fn *extra, void *context,
 	pthread_mutex_init(&control->lock, NULL);
 	pthread_cond_init(&control->idle, NULL);
 	int error = asprintf(&control->path, "%s/%s", lake->directory, SOCKET_NAME) < 0
-			    ? -ERR_NO_MEMORY
-			    : listen_at(control, message);
+	                    ? -ERR_NO_MEMORY
+	                    : listen_at(control, message);
 	if (!error && pthread_create(&control->thread, NULL, accept_loop, control) != 0)
 		error = fail(message, -ERR_NO_MEMORY, "cannot start a thread");
 	if (error < 0) {
@@ -378,12 +380,13 @@ static int connect_to(const char *directory, int *ret_fd, struct message *messag
 		return error == error_system(ENOENT) ? -ERR_NOT_FOUND : error;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
-		return fail(message, error_system(errno), "cannot make a socket: %s", strerror(errno));
+		return fail(message, error_system(errno), "cannot make a socket: %s",
+		            strerror(errno));
 	if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
 		if (errno == ENOENT || errno == ECONNREFUSED)
 			return -ERR_NOT_FOUND;
-		return fail(message, error_system(errno), "cannot reach laked at %s/%s: %s", directory,
-			    SOCKET_NAME, strerror(errno));
+		return fail(message, error_system(errno), "cannot reach laked at %s/%s: %s",
+		            directory, SOCKET_NAME, strerror(errno));
 	}
 	*ret_fd = fd;
 	fd = -1;
@@ -400,7 +403,7 @@ static int show_progress(const cJSON *frame, const struct command_output *output
 	    !cJSON_IsNumber(total))
 		return 0;
 	return progress_report(&output->progress, what->valuestring, (uint64_t)done->valuedouble,
-			       (uint64_t)total->valuedouble, unit->valuestring);
+	                       (uint64_t)total->valuedouble, unit->valuestring);
 }
 
 /* Hands a piece of a list on, or keeps it in `kept` when nobody wants pieces. */
@@ -413,7 +416,8 @@ static int take_items(cJSON *frame, const struct command_output *output, cJSON *
 		return -ERR_INVALID;
 	}
 	if (output && output->items)
-		return output->items(output->context, list->valuestring, items) ? -ERR_INTERRUPTED : 0;
+		return output->items(output->context, list->valuestring, items) ? -ERR_INTERRUPTED
+		                                                                : 0;
 	cJSON *whole = cJSON_GetObjectItemCaseSensitive(kept, list->valuestring);
 	if (!whole)
 		whole = cJSON_AddArrayToObject(kept, list->valuestring);
@@ -437,7 +441,7 @@ static void merge_kept(cJSON *reply, cJSON *kept)
 }
 
 static int receive_reply(int fd, const struct command_output *output, cJSON *kept,
-			 cJSON **ret_reply)
+                         cJSON **ret_reply)
 {
 	for (;;) {
 		cJSON *frame = NULL, *part;
@@ -460,7 +464,7 @@ static int receive_reply(int fd, const struct command_output *output, cJSON *kep
 }
 
 int control_call(const char *lake_directory, const cJSON *request,
-		 const struct command_output *output, cJSON **ret_reply, struct message *message)
+                 const struct command_output *output, cJSON **ret_reply, struct message *message)
 {
 	CLEANUP(close_descriptor) int fd = -1;
 	int error = connect_to(lake_directory, &fd, message);
@@ -475,7 +479,7 @@ int control_call(const char *lake_directory, const cJSON *request,
 	cJSON_Delete(kept);
 	if (received < 0)
 		return fail(message, received,
-			    "laked ended the connection before it answered (%s); see its log",
-			    error_text(error < 0 ? error : received));
+		            "laked ended the connection before it answered (%s); see its log",
+		            error_text(error < 0 ? error : received));
 	return 0;
 }

@@ -16,13 +16,13 @@ struct control;
 /* Listens and serves in threads of its own. `extra` handles requests that the lake alone cannot
  * (e.g. "unmount", "daemon"): returns -ERR_UNSUPPORTED to pass. May be NULL. */
 typedef int control_fn(void *context, const struct caller *caller, const cJSON *request,
-		       cJSON **ret_reply);
-int control_start(struct lake *lake, control_fn *extra, void *context,
-		  struct control **ret_control, struct message *message);
+                       cJSON **ret_reply);
+int control_start(struct lake *lake, control_fn *extra, void *context, struct control **ret_control,
+                  struct message *message);
 void control_stop(struct control *control); /* waits for running commands; accepts NULL */
 
 /* Client. -ERR_NOT_FOUND: no daemon listens (run the command in-process). */
 int control_call(const char *lake_directory, const cJSON *request,
-		 const struct command_output *output, cJSON **ret_reply, struct message *message);
+                 const struct command_output *output, cJSON **ret_reply, struct message *message);
 
 #endif

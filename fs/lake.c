@@ -39,31 +39,32 @@ static void store_object_encode(const uint8_t lake_id[16], struct buffer *ret_by
 }
 
 static int store_object_read(struct object_store *store, const char *url, char ret_lake_id[33],
-			     struct message *message)
+                             struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer bytes = {.limit = 4096};
 	int error = object_get(store, STORE_OBJECT, 0, UINT64_MAX, &bytes, NULL, message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(message, -ERR_NO_LAKE,
-			    "there is no lake in %s; `lakectl init --store %s DIR` makes one", url, url);
+		            "there is no lake in %s; `lakectl init --store %s DIR` makes one", url,
+		            url);
 	if (error < 0)
 		return error;
 	if (bytes.length < 12 || memcmp(bytes.data, STORE_MAGIC, 8) != 0)
 		return fail(message, -ERR_CORRUPT, "object '%s' in %s is not a lake's header",
-			    STORE_OBJECT, url);
+		            STORE_OBJECT, url);
 	uint32_t version = load_u32(bytes.data + 8);
 	if (version != STORE_VERSION)
 		return fail(message, -ERR_VERSION,
-			    "the lake in %s has format %u; this program knows %u: upgrade it", url,
-			    version, STORE_VERSION);
+		            "the lake in %s has format %u; this program knows %u: upgrade it", url,
+		            version, STORE_VERSION);
 	struct id seal;
 	if (bytes.length == STORE_OBJECT_BYTES)
 		sha256_of(bytes.data, STORE_OBJECT_BYTES - ID_BYTES, &seal);
 	if (bytes.length != STORE_OBJECT_BYTES ||
 	    memcmp(seal.bytes, bytes.data + STORE_OBJECT_BYTES - ID_BYTES, ID_BYTES) != 0)
 		return fail(message, -ERR_CORRUPT,
-			    "object '%s' in %s is damaged (its checksum does not match)",
-			    STORE_OBJECT, url);
+		            "object '%s' in %s is damaged (its checksum does not match)",
+		            STORE_OBJECT, url);
 	hex_encode(bytes.data + 16, 16, ret_lake_id);
 	return 0;
 }
@@ -78,7 +79,7 @@ static void config_release(struct lake_config *config)
 }
 
 static int config_write(const char *directory, const struct lake_config *config,
-			struct message *message)
+                        struct message *message)
 {
 	cJSON *json = cJSON_CreateObject();
 	cJSON_AddNumberToObject(json, "version", CONFIG_VERSION);
@@ -109,15 +110,15 @@ static char *config_string(const cJSON *json, const char *name)
 }
 
 static int config_parse(const char *path, const cJSON *json, struct lake_config *ret_config,
-			struct message *message)
+                        struct message *message)
 {
 	const cJSON *version = cJSON_GetObjectItemCaseSensitive(json, "version");
 	if (!cJSON_IsNumber(version))
 		return fail(message, -ERR_CORRUPT, "%s is not a lake's configuration", path);
 	if (version->valuedouble != CONFIG_VERSION)
 		return fail(message, -ERR_VERSION,
-			    "%s has version %g; this program knows %d: upgrade it", path,
-			    version->valuedouble, CONFIG_VERSION);
+		            "%s has version %g; this program knows %d: upgrade it", path,
+		            version->valuedouble, CONFIG_VERSION);
 	const cJSON *lake_id = cJSON_GetObjectItemCaseSensitive(json, "lake");
 	if (!cJSON_IsString(lake_id) || strlen(lake_id->valuestring) != 32)
 		return fail(message, -ERR_CORRUPT, "%s names no lake id", path);
@@ -132,7 +133,7 @@ static int config_parse(const char *path, const cJSON *json, struct lake_config 
 }
 
 static int config_read(const char *directory, struct lake_config *ret_config,
-		       struct message *message)
+                       struct message *message)
 {
 	CLEANUP(free_pointer) char *path = path_join(directory, "lake.json");
 	CLEANUP(buffer_release) struct buffer bytes = {0};
@@ -141,8 +142,8 @@ static int config_read(const char *directory, struct lake_config *ret_config,
 	int error = read_file(AT_FDCWD, path, CONFIG_BYTES_MAX, &bytes);
 	if (error == -ERR_NOT_FOUND || error == error_system(ENOTDIR))
 		return fail(message, -ERR_NO_LAKE,
-			    "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
-			    directory);
+		            "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
+		            directory);
 	if (error < 0)
 		return fail(message, error, "cannot read %s: %s", path, error_text(error));
 	cJSON *json = cJSON_ParseWithLength((const char *)bytes.data, bytes.length);
@@ -161,13 +162,13 @@ static int first_commit(struct object_store *store, const char *author, struct m
 	struct packer *packer = NULL;
 	struct pointer pointer;
 	struct commit commit = {
-		.root = {.mode = S_IFDIR | 0755,
-			 .uid = geteuid(),
-			 .gid = getegid(),
-			 .mtime_ns = clock_wall_ns()},
-		.author = author,
-		.time_ms = clock_wall_ms(),
-		.message = "Empty lake",
+	        .root = {.mode = S_IFDIR | 0755,
+	                 .uid = geteuid(),
+	                 .gid = getegid(),
+	                 .mtime_ns = clock_wall_ns()},
+	        .author = author,
+	        .time_ms = clock_wall_ms(),
+	        .message = "Empty lake",
 	};
 	struct ref_author by = {.who = author, .command = "init"};
 
@@ -191,7 +192,8 @@ static int directory_is_empty(const char *directory)
 	struct stat status;
 	if (!command_path || stat(command_path, &status) < 0)
 		return error_system(errno);
-	static const char *const ours[] = {"lake.json", "state", "staging", "cache", "index", "store"};
+	static const char *const ours[] = {"lake.json", "state", "staging",
+	                                   "cache",     "index", "store"};
 	for (size_t i = 0; i < ARRAY_SIZE(ours); i++) {
 		CLEANUP(free_pointer) char *path = path_join(directory, ours[i]);
 		if (path && access(path, F_OK) == 0)
@@ -213,14 +215,13 @@ static int make_lake_directory(const char *directory, char **ret_real, struct me
 	if (empty < 0)
 		return fail(message, empty, "cannot look into %s: %s", real, error_text(empty));
 	if (!empty)
-		return fail(message, -ERR_EXISTS, "%s holds a lake already; choose another directory",
-			    real);
+		return fail(message, -ERR_EXISTS,
+		            "%s holds a lake already; choose another directory", real);
 	*ret_real = steal(&real);
 	return 0;
 }
 
-int lake_init(const char *directory, const char *url, const char *author,
-	      struct message *message)
+int lake_init(const char *directory, const char *url, const char *author, struct message *message)
 {
 	CLEANUP(free_pointer) char *real = NULL;
 	struct lake_config config = {0};
@@ -243,9 +244,10 @@ int lake_init(const char *directory, const char *url, const char *author,
 	error = object_store_open(config.store_url, true, &store, message);
 	if (!error) {
 		error = object_put_if_absent(store, STORE_OBJECT, header.data, header.length, NULL,
-					     message);
+		                             message);
 		if (error == -ERR_EXISTS)
-			fail(message, error, "%s holds a lake already; `lakectl clone %s DIR` joins it",
+			fail(message, error,
+			     "%s holds a lake already; `lakectl clone %s DIR` joins it",
 			     config.store_url, config.store_url);
 	}
 	if (!error)
@@ -289,22 +291,24 @@ static int lake_lock(struct lake *lake, struct message *message)
 		return -ERR_NO_MEMORY;
 	lake->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
 	if (lake->lock_fd < 0)
-		return fail(message, error_system(errno), "cannot open %s: %s", path, strerror(errno));
+		return fail(message, error_system(errno), "cannot open %s: %s", path,
+		            strerror(errno));
 	char pid[32] = {0};
 	if (flock(lake->lock_fd, LOCK_EX | LOCK_NB) < 0) {
 		if (errno != EWOULDBLOCK)
 			return fail(message, error_system(errno), "cannot lock %s: %s", path,
-				    strerror(errno));
+			            strerror(errno));
 		if (read_full(lake->lock_fd, pid, sizeof pid - 1, 0) < 0)
 			pid[0] = '\0';
 		pid[strcspn(pid, "\n")] = '\0';
 		return fail(message, -ERR_BUSY,
-			    "the lake %s is in use by process %s; end it or use its mount",
-			    lake->directory, pid[0] ? pid : "(unknown)");
+		            "the lake %s is in use by process %s; end it or use its mount",
+		            lake->directory, pid[0] ? pid : "(unknown)");
 	}
 	int length = snprintf(pid, sizeof pid, "%d\n", (int)getpid());
 	if (ftruncate(lake->lock_fd, 0) < 0)
-		return fail(message, error_system(errno), "cannot write %s: %s", path, strerror(errno));
+		return fail(message, error_system(errno), "cannot write %s: %s", path,
+		            strerror(errno));
 	int error = write_full(lake->lock_fd, pid, (size_t)length, 0);
 	return error < 0 ? fail(message, error, "cannot write %s: %s", path, error_text(error)) : 0;
 }
@@ -315,18 +319,21 @@ static int open_store(struct lake *lake, struct message *message)
 	int error = object_store_open(lake->config.store_url, false, &lake->store, message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(message, -ERR_STORE_AWAY,
-			    "the store %s is not there; bring it back (is its disk mounted?) and try again",
-			    lake->config.store_url);
+		            "the store %s is not there; bring it back (is its disk mounted?) and "
+		            "try again",
+		            lake->config.store_url);
 	if (error < 0)
 		return error;
 	error = store_object_read(lake->store, lake->config.store_url, lake_id, message);
 	if (error == -ERR_NO_LAKE)
 		return fail(message, -ERR_STORE_AWAY,
-			    "the store %s does not hold this lake any more; bring it back and try again",
-			    lake->config.store_url);
+		            "the store %s does not hold this lake any more; bring it back and try "
+		            "again",
+		            lake->config.store_url);
 	if (!error && strcmp(lake_id, lake->config.lake_id) != 0)
-		return fail(message, -ERR_REFUSED, "%s holds another lake (%s) than %s belongs to (%s)",
-			    lake->config.store_url, lake_id, lake->directory, lake->config.lake_id);
+		return fail(message, -ERR_REFUSED,
+		            "%s holds another lake (%s) than %s belongs to (%s)",
+		            lake->config.store_url, lake_id, lake->directory, lake->config.lake_id);
 	return error;
 }
 
@@ -340,28 +347,30 @@ static int open_local(struct lake *lake, struct message *message)
 	if (!index || !state || !cache || !staging)
 		return -ERR_NO_MEMORY;
 	struct kv_options kv_options = {
-		.tables = tables, .table_count = ARRAY_SIZE(tables), .loseable = true};
+	        .tables = tables, .table_count = ARRAY_SIZE(tables), .loseable = true};
 	int error = kv_open(index, &kv_options, &lake->index, message);
 	if (!error)
 		error = state_open(state, &lake->state, message);
 	if (!error)
-		error = odb_new(lake->store, &(struct odb_options){.index = lake->index}, &lake->odb);
+		error = odb_new(lake->store, &(struct odb_options){.index = lake->index},
+		                &lake->odb);
 	if (!error)
 		error = history_new(lake->odb, lake->index, &lake->history);
 	if (!error)
-		error = cache_open(cache, lake->odb,
-				   &(struct cache_options){.bytes_max = lake->config.cache_bytes_max},
-				   &lake->cache, message);
+		error = cache_open(
+		        cache, lake->odb,
+		        &(struct cache_options){.bytes_max = lake->config.cache_bytes_max},
+		        &lake->cache, message);
 	if (error < 0)
 		return error;
 	return worktrees_open(
-		&(struct worktrees_options){.state = lake->state,
-					    .odb = lake->odb,
-					    .history = lake->history,
-					    .cache = lake->cache,
-					    .staging_directory = staging,
-					    .copy_up_bytes_max = lake->config.copy_up_bytes_max},
-		&lake->worktrees, message);
+	        &(struct worktrees_options){.state = lake->state,
+	                                    .odb = lake->odb,
+	                                    .history = lake->history,
+	                                    .cache = lake->cache,
+	                                    .staging_directory = staging,
+	                                    .copy_up_bytes_max = lake->config.copy_up_bytes_max},
+	        &lake->worktrees, message);
 }
 
 int lake_open(const char *directory, struct lake **ret_lake, struct message *message)
@@ -373,9 +382,10 @@ int lake_open(const char *directory, struct lake **ret_lake, struct message *mes
 	lake->directory = realpath(directory, NULL);
 	int error;
 	if (!lake->directory)
-		error = fail(message, -ERR_NO_LAKE,
-			     "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
-			     directory);
+		error = fail(
+		        message, -ERR_NO_LAKE,
+		        "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
+		        directory);
 	else
 		error = config_read(lake->directory, &lake->config, message);
 	if (!error)

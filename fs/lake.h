@@ -36,8 +36,7 @@ struct lake {
 
 /* Make a new lake: branch main with an empty first commit. url NULL: file://DIR/store. The
  * directory may exist when empty. -ERR_EXISTS. */
-int lake_init(const char *directory, const char *url, const char *author,
-	      struct message *message);
+int lake_init(const char *directory, const char *url, const char *author, struct message *message);
 /* Join the existing lake in the store at `url`. -ERR_NO_LAKE when there is none. */
 int lake_clone(const char *url, const char *directory, struct message *message);
 /* -ERR_NO_LAKE; -ERR_BUSY when another process has it (the message names its pid). */
@@ -48,7 +47,7 @@ void lake_close(struct lake *lake); /* accepts NULL */
  * else the default. *ret_branch: the branch the current directory is in, or NULL; and the
  * directory's path below the branch root ("" at the root) in *ret_prefix. All allocated. */
 int lake_find(const char *given, char **ret_directory, char **ret_branch, char **ret_prefix,
-	      struct message *message);
+              struct message *message);
 /* Is a mount of ours at or above `path`? Its mount point and lake directory (allocated). */
 int lake_mount_of(const char *path, char **ret_mountpoint, char **ret_directory);
 

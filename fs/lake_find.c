@@ -126,7 +126,7 @@ static char *named_directory(const char *given)
 }
 
 int lake_find(const char *given, char **ret_directory, char **ret_branch, char **ret_prefix,
-	      struct message *message)
+              struct message *message)
 {
 	CLEANUP(free_pointer) char *here = getcwd(NULL, 0);
 	CLEANUP(free_pointer) char *mountpoint = NULL;
@@ -144,7 +144,7 @@ int lake_find(const char *given, char **ret_directory, char **ret_branch, char *
 			directory = strdup(mounted);
 		if (directory && strcmp(directory, mounted) == 0 &&
 		    split_branch(here + (strlen(mountpoint) > 1 ? strlen(mountpoint) : 0), &branch,
-				 &prefix) < 0)
+		                 &prefix) < 0)
 			return -ERR_NO_MEMORY;
 	}
 	if (!directory)

@@ -71,15 +71,15 @@ static int walk_content(struct walk *walk, const struct content *content, const 
 		return 0;
 	error = content_walk(walk->lake->odb, content, visit, walk, &message);
 	if (!error)
-		error = content_pieces(walk->lake->odb, content, 0, content->size, visit_piece, walk,
-				       &message);
+		error = content_pieces(walk->lake->odb, content, 0, content->size, visit_piece,
+		                       walk, &message);
 	return error < 0 ? damaged(walk, where, error, &message) : error;
 }
 
 static int walk_tree(struct walk *walk, const struct pointer *root, const char *where);
 
 static int walk_entries(struct walk *walk, const struct pointer *root, const char *where,
-			struct message *message)
+                        struct message *message)
 {
 	struct tree_iterator *iterator = NULL;
 	const struct tree_entry *entry;
@@ -200,15 +200,14 @@ static int add_roots(struct walk *walk, struct message *message)
 }
 
 int reach_walk(struct lake *lake, const struct reach_visitor *visitor,
-	       struct reach_counts *ret_counts, struct message *message)
+               struct reach_counts *ret_counts, struct message *message)
 {
 	struct walk walk = {.lake = lake, .visitor = visitor, .counts = ret_counts};
 	struct seen *seen, *next;
 	*ret_counts = (struct reach_counts){0};
 	int error = add_roots(&walk, message);
 	int walked = walk_pending(&walk);
-	HASH_ITER(hh, walk.seen, seen, next)
-	{
+	HASH_ITER (hh, walk.seen, seen, next) {
 		HASH_DEL(walk.seen, seen);
 		free(seen);
 	}

@@ -21,6 +21,6 @@ struct reach_counts {
 	uint64_t commits, directories, files;
 };
 int reach_walk(struct lake *lake, const struct reach_visitor *visitor,
-	       struct reach_counts *ret_counts, struct message *message);
+               struct reach_counts *ret_counts, struct message *message);
 
 #endif

@@ -396,6 +396,12 @@ static void add_state(struct states *states, const struct id *state)
 	states->ids[states->count++] = *state;
 }
 
+static bool has_state(const struct states *states, const struct id *state)
+{
+	return states->count > 0 &&
+	       bsearch(state, states->ids, states->count, sizeof(*state), compare_ids) != NULL;
+}
+
 /* False where the store tells no etag. */
 static bool state_of(const struct ref *ref, struct id *ret_state)
 {
@@ -465,8 +471,7 @@ static int feed_ref(void *context, const struct ref *listed)
 	struct message *message = feeding->error == 0 ? feeding->message : NULL;
 	struct id state;
 
-	if (state_of(listed, &state) && bsearch(&state, feeding->before.ids, feeding->before.count,
-	                                        sizeof(state), compare_ids)) {
+	if (state_of(listed, &state) && has_state(&feeding->before, &state)) {
 		add_state(&feeding->after, &state);
 		return 0;
 	}

@@ -446,6 +446,56 @@ static void survives_a_lost_index(void **state)
 	assert_resolves(hex, &head);
 }
 
+/* A commit noted by itself does not vouch for its ancestors. */
+static void noted_commits_hide_no_ancestors(void **state)
+{
+	struct pointer root = commit(NULL, 0, 1, "root");
+	struct pointer middle = commit(&root, 1, 2, "middle");
+	struct pointer head = commit(&middle, 1, 3, "head");
+	struct commit *read;
+	char hex[ID_HEX + 1];
+
+	assert_int_equal(commit_read(odb, &head, &read, NULL), 0);
+	history_note(history, read);
+	free(read);
+	hex_of(&head, hex, 12);
+	assert_resolves(hex, &head);
+	branch("main", &head);
+	hex_of(&root, hex, 12);
+	assert_resolves(hex, &root);
+	hex_of(&middle, hex, 12);
+	assert_resolves(hex, &middle);
+}
+
+/* Packs may be rewritten: what the index says of an old place is not believed of a new one. */
+static void old_places_are_forgotten(void **state)
+{
+	struct pointer root = commit(NULL, 0, 1, "root");
+	struct pointer middle = commit(&root, 1, 2, "middle");
+	struct pointer head = commit(&middle, 1, 3, "head");
+	const struct pointer *all[] = {&root, &middle, &head};
+	char hex[ID_HEX + 1];
+	bool is;
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+		struct commit *read;
+
+		assert_int_equal(commit_read(odb, all[i], &read, NULL), 0);
+		read->self.place.pack[0] ^= 1;
+		for (size_t p = 0; p < read->parent_count; p++)
+			read->parents[p].place.pack[0] ^= 1;
+		history_note(history, read);
+		free(read);
+	}
+	branch("main", &head);
+	assert_resolves("main~1", &middle);
+	assert_resolves("main~2", &root);
+	assert_int_equal(is_ancestor(history, &root, &head, &is, NULL), 0);
+	assert_true(is);
+	hex_of(&root, hex, 12);
+	assert_resolves(hex, &root);
+}
+
 static void damaged_refs_hide_nothing(void **state)
 {
 	struct pointer root = commit(NULL, 0, 1, "root");

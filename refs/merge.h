@@ -15,6 +15,8 @@
 #include "refs/history.h"
 
 enum side { SIDE_SOURCE = 1, SIDE_TARGET = 2 };
+/* Decides about a path whether there is a conflict or not: what lies there is taken from one
+ * side, whole (also its absence). Of several matching ones the longest path counts. */
 struct take {
 	enum side side;
 	const char *path; /* this path and all below it */
@@ -30,7 +32,7 @@ struct conflict {
 	struct tree_entry *base, *source, *target;
 };
 struct merge_result {
-	struct pointer tree;    /* valid when conflict_count is 0 */
+	struct pointer tree; /* valid when conflict_count is 0 */
 	struct attributes root;
 	struct conflict *conflicts;
 	size_t conflict_count;
@@ -47,14 +49,14 @@ struct merge_side {
  * Writes nodes into the packer (freeing it unflushed leaves no trace). Conflicts are not an
  * error: 0 is returned and they are in the result. */
 int merge_trees(struct odb *odb, struct packer *packer, const struct merge_side *base,
-		const struct merge_side *source, const struct merge_side *target,
-		const struct merge_options *options, struct merge_result *ret_result,
-		struct message *message);
+                const struct merge_side *source, const struct merge_side *target,
+                const struct merge_options *options, struct merge_result *ret_result,
+                struct message *message);
 /* Merge two commits from their best common ancestor(s). *ret_fast_forward: the source contains
  * the target (the result is the source's tree); *ret_up_to_date: the other way round. */
 int merge_commits(struct history *history, struct odb *odb, struct packer *packer,
-		  const struct commit *source, const struct commit *target,
-		  const struct merge_options *options, struct merge_result *ret_result,
-		  bool *ret_fast_forward, bool *ret_up_to_date, struct message *message);
+                  const struct commit *source, const struct commit *target,
+                  const struct merge_options *options, struct merge_result *ret_result,
+                  bool *ret_fast_forward, bool *ret_up_to_date, struct message *message);
 
 #endif

@@ -1,0 +1,115 @@
+"""A lake of its own for each Python test, always unmounted and ended; TAP output.
+
+    from lake import Lake, Tests
+    tests = Tests()
+    with Lake() as lake:
+        with tests.case("reads back"):
+            assert ...
+    tests.done()
+"""
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("LAKE_BIN", ROOT / "build" / "bin"))
+VEGA = ROOT / "build" / "node" / "node_modules" / "vega-datasets" / "data"
+
+
+class Refused(Exception):
+    """A lakectl command that failed: exit code and its error object."""
+
+    def __init__(self, code, reply, text):
+        super().__init__(f"exit {code}: {text.strip()}")
+        self.code, self.reply = code, reply
+
+
+class Lake:
+    def __init__(self, *options):
+        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="lake-test.", dir="/var/tmp"))
+        self.directory = self.scratch / "lake"
+        self.mountpoint = self.scratch / "mnt"
+        self.options = options
+
+    def __enter__(self):
+        self.mountpoint.mkdir()
+        self.ctl("init")
+        self.mount()
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run([BIN / "lakectl", "--lake", self.directory, "umount", "--force"],
+                       capture_output=True, check=False)
+        pid = self.pid()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        subprocess.run(["umount", "-l", self.mountpoint], capture_output=True, check=False)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def pid(self):
+        """The running daemon's process id, or None."""
+        try:
+            pid = int((self.directory / "lock").read_text())
+            name = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+        except (OSError, ValueError):
+            return None
+        return pid if name == "laked" else None
+
+    def mount(self):
+        self.ctl("mount", self.mountpoint, *self.options)
+
+    def umount(self):
+        self.ctl("umount")
+
+    def kill(self):
+        """kill -9, and wait until the mount is dead."""
+        pid = self.pid()
+        os.kill(pid, signal.SIGKILL)
+        while os.path.exists(f"/proc/{pid}/fd/0"):
+            pass
+
+    def ctl(self, *arguments):
+        """Run lakectl --json; the reply as a dictionary, or Refused."""
+        done = subprocess.run([BIN / "lakectl", "--lake", self.directory, "--json", *map(str, arguments)],
+                              capture_output=True, text=True, check=False)
+        reply = json.loads(done.stdout) if done.stdout.strip() else {}
+        if done.returncode:
+            raise Refused(done.returncode, reply, done.stderr)
+        return reply
+
+    def __truediv__(self, path):
+        return self.mountpoint / path
+
+
+class Tests:
+    def __init__(self):
+        self.number = self.failed = 0
+
+    @contextlib.contextmanager
+    def case(self, name):
+        self.number += 1
+        try:
+            yield
+            print(f"ok {self.number} - {name}", flush=True)
+        except Exception:  # every failure is a verdict, whatever its kind
+            self.failed += 1
+            print(f"not ok {self.number} - {name}")
+            for line in traceback.format_exc().splitlines():
+                print("# " + line)
+            sys.stdout.flush()
+
+    def skip(self, name, why):
+        self.number += 1
+        print(f"ok {self.number} - {name} # SKIP {why}", flush=True)
+
+    def done(self):
+        print(f"1..{self.number}")
+        sys.exit(1 if self.failed else 0)

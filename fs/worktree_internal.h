@@ -153,8 +153,14 @@ int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t
 /* Gate closed. The branch no longer exists: its record goes, the working tree is `gone` and leaves
  * the table. The overlay's records stay (overlay_discard). */
 int worktree_drop(struct worktree *worktree, struct message *message);
+/* Gate closed. The working tree is `gone` and leaves the table, its record stays: whoever gets it
+ * again loads it anew, and settles its intent. */
+void worktree_depart(struct worktree *worktree);
 /* Gate closed. The branch has another name now: its record moves, in one batch. */
 int worktree_rekey(struct worktree *worktree, const char *branch, struct message *message);
+/* At opening, before anything looks at the records: of two that name one overlay, the rest of an
+ * interrupted renaming, one goes. */
+int worktrees_settle_renames(struct worktrees *trees);
 void worktrees_observer(struct worktrees *trees, struct worktree_observer *ret_observer);
 
 /* A fresh overlay number; its records may be written in any number of batches before a branch
@@ -220,12 +226,14 @@ static inline int overlay_commit(struct worktrees *trees, struct state_batch *ba
 }
 
 /* -- staging files -- */
+struct timespec timespec_of(int64_t ns);
 /* Relative to staging_fd / absolute (allocated; NULL: no memory), e.g. for cache_adopt. */
 void staging_path(uint64_t staging, char ret_path[STAGING_PATH_MAX]);
 char *staging_absolute(const struct worktrees *trees, uint64_t staging);
 /* A new empty one, open for reading and writing (ret_fd NULL: not opened). */
 int staging_create(struct worktrees *trees, uint64_t *ret_staging, int *ret_fd,
                    struct message *message);
+int staging_set_mtime(struct worktrees *trees, uint64_t staging, int64_t mtime_ns);
 void staging_remove(struct worktrees *trees, uint64_t staging); /* missing is fine; 0 too */
 int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_stat);
 /* What of a piecewise file differs from inode->content, as content_store_edit wants it with base =
@@ -248,6 +256,13 @@ int overlay_get_base_bytes(struct worktrees *trees, uint64_t number, uint64_t st
 /* Opens for writing of an inode that are counted now (worktree_writer). */
 unsigned worktree_writers(struct worktrees *trees, uint64_t number);
 
+/* st_blocks of a piecewise file: what is written, and what of the base shows. */
+static inline blkcnt_t piecewise_blocks(const struct stat *staging, uint64_t base_bytes)
+{
+	blkcnt_t all = (staging->st_size + 511) / 512;
+	blkcnt_t some = staging->st_blocks + (blkcnt_t)((base_bytes + 511) / 512);
+	return some < all ? some : all;
+}
 /* file_data.c: no file_data may be open any more. */
 void file_data_table_release(struct worktrees *trees);
 

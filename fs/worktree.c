@@ -1,0 +1,922 @@
+/*
+ * worktree.c — hides the life of working trees: which branches have one open, how one follows its
+ * branch's head while nothing is uncommitted, what a crash left and how it is settled.
+ */
+#include "fs/worktree_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CLEAN_RETRY_MS 1000
+
+struct name_kept {
+	struct name_kept *next;
+	char name[REF_NAME_MAX + 1];
+};
+
+struct discarded {
+	struct discarded *next;
+	uint64_t overlay, successor;
+};
+
+static struct object_store *store_of(struct worktrees *trees)
+{
+	return odb_store(trees->odb);
+}
+
+/* -- one working tree -- */
+
+static void worktree_free(struct worktree *worktree)
+{
+	if (worktree == NULL)
+		return;
+	while (worktree->names != NULL) {
+		struct name_kept *name = worktree->names;
+		worktree->names = name->next;
+		free(name);
+	}
+	pthread_mutex_destroy(&worktree->refresh_lock);
+	pthread_rwlock_destroy(&worktree->gate);
+	free(worktree);
+}
+
+static void worktree_cleanup(struct worktree **worktree)
+{
+	worktree_free(*worktree);
+}
+
+/* Names are kept, for whoever still looks at what worktree_branch returned. */
+static int set_name(struct worktree *worktree, const char *branch)
+{
+	struct name_kept *name = calloc(1, sizeof(*name));
+	if (name == NULL)
+		return -ERR_NO_MEMORY;
+	assert(strlen(branch) <= REF_NAME_MAX);
+	strcpy(name->name, branch);
+	name->next = worktree->names;
+	worktree->names = name;
+	worktree->branch = name->name;
+	return 0;
+}
+
+static int worktree_new(struct worktrees *trees, const char *branch, struct worktree **ret_worktree)
+{
+	struct worktree *worktree = calloc(1, sizeof(*worktree));
+	if (worktree == NULL)
+		return -ERR_NO_MEMORY;
+	worktree->trees = trees;
+	pthread_rwlockattr_t writers_first;
+	pthread_rwlockattr_init(&writers_first);
+	pthread_rwlockattr_setkind_np(&writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&worktree->gate, &writers_first);
+	pthread_rwlockattr_destroy(&writers_first);
+	pthread_mutex_init(&worktree->refresh_lock, NULL);
+	worktree->epoch = ++trees->epochs;
+	int r = set_name(worktree, branch);
+	if (r != 0) {
+		worktree_free(worktree);
+		return r;
+	}
+	*ret_worktree = worktree;
+	return 0;
+}
+
+static void set_base(struct worktree *worktree, const struct commit *commit)
+{
+	worktree->base = commit->self;
+	worktree->base_tree = commit->tree;
+	worktree->base_root = commit->root;
+	if (!S_ISDIR(worktree->base_root.mode))
+		worktree->base_root.mode = S_IFDIR | 0755;
+}
+
+static int read_commit(struct worktrees *trees, const struct pointer *pointer,
+                       struct commit **ret_commit, struct message *message)
+{
+	int r = commit_read(trees->odb, pointer, ret_commit, message);
+	if (r == 0 && trees->history != NULL)
+		history_note(trees->history, *ret_commit);
+	return r;
+}
+
+static void ref_cleanup(struct ref *ref)
+{
+	ref_release(ref);
+}
+
+const char *worktree_branch(const struct worktree *worktree)
+{
+	return worktree->branch;
+}
+
+uint64_t worktree_epoch(const struct worktree *worktree)
+{
+	return worktree->epoch;
+}
+
+void worktree_view(struct worktree *worktree, struct worktree_view *ret_view)
+{
+	pthread_mutex_lock(&worktree->trees->table_lock);
+	*ret_view = (struct worktree_view){
+	        .overlay = worktree->overlay,
+	        .root = worktree->root,
+	        .epoch = worktree->epoch,
+	        .base = worktree->base,
+	        .base_tree = worktree->base_tree,
+	        .base_root = worktree->base_root,
+	};
+	pthread_mutex_unlock(&worktree->trees->table_lock);
+}
+
+int worktree_base(struct worktree *worktree, struct commit **ret_commit)
+{
+	struct worktree_view view;
+	worktree_view(worktree, &view);
+	return commit_read(worktree->trees->odb, &view.base, ret_commit, NULL);
+}
+
+int worktree_root(struct worktree *worktree, struct directory *ret_directory)
+{
+	struct worktree_view view;
+	worktree_view(worktree, &view);
+	*ret_directory = (struct directory){
+	        .number = view.root,
+	        .tree = view.overlay != 0 ? pointer_none : view.base_tree,
+	};
+	return 0;
+}
+
+/* -- the gate -- */
+
+int worktree_enter(struct worktree *worktree, uint64_t epoch)
+{
+	pthread_rwlock_rdlock(&worktree->gate);
+	int r = worktree->gone ? -ERR_NOT_FOUND : worktree->epoch != epoch ? -ERR_STALE : 0;
+	if (r != 0)
+		pthread_rwlock_unlock(&worktree->gate);
+	return r;
+}
+
+void worktree_leave(struct worktree *worktree)
+{
+	pthread_rwlock_unlock(&worktree->gate);
+}
+
+int worktree_close_gate(struct worktree *worktree)
+{
+	pthread_rwlock_wrlock(&worktree->gate);
+	if (!worktree->gone)
+		return 0;
+	pthread_rwlock_unlock(&worktree->gate);
+	return -ERR_NOT_FOUND;
+}
+
+void worktree_open_gate(struct worktree *worktree)
+{
+	pthread_rwlock_unlock(&worktree->gate);
+}
+
+/* -- moving: the gate is closed -- */
+
+static struct branch_record record_of(const struct worktree *worktree)
+{
+	return (struct branch_record){
+	        .overlay = worktree->overlay, .root = worktree->root, .base = worktree->base};
+}
+
+static int put_record(struct worktree *worktree, const struct branch_record *record,
+                      struct message *message)
+{
+	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	branch_record_put(&batch, worktree->branch, record);
+	return state_commit(worktree->trees->state, &batch, message);
+}
+
+int worktree_intend(struct worktree *worktree, const struct pointer *commit, uint64_t overlay,
+                    uint64_t root, struct message *message)
+{
+	struct branch_record record = record_of(worktree);
+	if (commit == NULL)
+		return put_record(worktree, &record, message);
+	record.intent = true;
+	record.intent_commit = *commit;
+	record.intent_overlay = overlay;
+	record.intent_root = root;
+	int r = put_record(worktree, &record, message);
+	if (r != 0)
+		return r;
+	r = state_sync(worktree->trees->state);
+	if (r == 0)
+		return 0;
+	record.intent = false;
+	put_record(worktree, &record, NULL);
+	return fail(message, r, "cannot make the uncommitted state durable: %s", error_text(r));
+}
+
+/* Is the very move that is about to be recorded announced already? Then a crash ends in the same
+ * place whether or not it is recorded now. */
+static bool intended(struct worktree *worktree, const struct commit *base, uint64_t overlay)
+{
+	struct branch_record record;
+	return branch_record_read(worktree->trees, worktree->branch, &record) == 0 &&
+	       record.intent && id_equal(&record.intent_commit.id, &base->self.id) &&
+	       record.intent_overlay == overlay;
+}
+
+int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t overlay,
+                  uint64_t root, struct message *message)
+{
+	assert((overlay == 0) == (root == 0));
+	struct branch_record record = {.overlay = overlay, .root = root, .base = base->self};
+	int r = put_record(worktree, &record, message);
+	if (r != 0 && !intended(worktree, base, overlay))
+		return r;
+	pthread_mutex_lock(&worktree->trees->table_lock);
+	set_base(worktree, base);
+	worktree->overlay = overlay;
+	worktree->root = root;
+	worktree->epoch = ++worktree->trees->epochs;
+	pthread_mutex_unlock(&worktree->trees->table_lock);
+	worktree->refreshed_ms = clock_monotonic_ms();
+	return 0;
+}
+
+/* Under table_lock. */
+static void leave_table(struct worktree *worktree)
+{
+	HASH_DEL(worktree->trees->by_branch, worktree);
+	worktree->trees->departures++;
+}
+
+void worktree_depart(struct worktree *worktree)
+{
+	pthread_mutex_lock(&worktree->trees->table_lock);
+	worktree->gone = true;
+	worktree->epoch = ++worktree->trees->epochs;
+	leave_table(worktree);
+	pthread_mutex_unlock(&worktree->trees->table_lock);
+}
+
+int worktree_drop(struct worktree *worktree, struct message *message)
+{
+	int r = put_record(worktree, &(struct branch_record){0}, message);
+	if (r == 0)
+		worktree_depart(worktree);
+	return r;
+}
+
+int worktree_rekey(struct worktree *worktree, const char *branch, struct message *message)
+{
+	struct worktrees *trees = worktree->trees;
+	struct branch_record record = record_of(worktree);
+	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	branch_record_put(&batch, worktree->branch, &(struct branch_record){0});
+	branch_record_put(&batch, branch, &record);
+	int r = state_commit(trees->state, &batch, message);
+	if (r != 0)
+		return r;
+	pthread_mutex_lock(&trees->table_lock);
+	/* One that somebody opened under the new name before it was ours shows a branch that is
+	 * gone; it must not be found any more. */
+	struct worktree *other = NULL;
+	HASH_FIND_STR(trees->by_branch, branch, other);
+	if (other != NULL && other != worktree) {
+		other->gone = true;
+		leave_table(other);
+		if (other->references == 0)
+			worktree_free(other);
+	}
+	leave_table(worktree);
+	r = set_name(worktree, branch);
+	const char *name = worktree->branch;
+	HASH_ADD_KEYPTR(hh, trees->by_branch, name, strlen(name), worktree);
+	pthread_mutex_unlock(&trees->table_lock);
+	return r == 0 ? 0 : fail(message, r, "%s", error_text(r));
+}
+
+void worktrees_observe(struct worktrees *trees, const struct worktree_observer *observer)
+{
+	pthread_mutex_lock(&trees->table_lock);
+	trees->observer = observer != NULL ? *observer : (struct worktree_observer){0};
+	pthread_mutex_unlock(&trees->table_lock);
+}
+
+void worktrees_observer(struct worktrees *trees, struct worktree_observer *ret_observer)
+{
+	pthread_mutex_lock(&trees->table_lock);
+	*ret_observer = trees->observer;
+	pthread_mutex_unlock(&trees->table_lock);
+}
+
+/* -- what an interrupted commit left -- */
+
+/* Did the ref ever stand on `commit`? */
+static int ref_had(struct worktrees *trees, const struct ref *ref, const struct pointer *commit,
+                   bool *ret_had)
+{
+	*ret_had = id_equal(&ref->commit.id, &commit->id);
+	for (size_t i = 0; !*ret_had && i < ref->move_count; i++)
+		*ret_had = id_equal(&ref->moves[i].after.id, &commit->id);
+	if (*ret_had || ref->move_count < REF_MOVES_MAX || trees->history == NULL)
+		return 0;
+	/* The moves do not reach back far enough. A commit that cannot be read never got there. */
+	int r = is_ancestor(trees->history, commit, &ref->commit, ret_had, NULL);
+	return r == -ERR_NOT_FOUND ? 0 : r;
+}
+
+/* Decide what the record means, and write that. *record is the result. */
+static int settle(struct worktrees *trees, const char *branch, struct branch_record *record,
+                  struct message *message)
+{
+	CLEANUP(ref_cleanup) struct ref ref = {0};
+	bool had = false;
+	int r = ref_read(store_of(trees), REF_BRANCH, branch, &ref, NULL);
+	if (r == 0)
+		r = ref_had(trees, &ref, &record->intent_commit, &had);
+	if (r != 0 && r != -ERR_NOT_FOUND)
+		return fail(message, r,
+		            "a commit to '%s' was interrupted, and whether it was done cannot be "
+		            "told while the store cannot be read: %s",
+		            branch, error_text(r));
+	struct branch_record settled = {
+	        .overlay = had ? record->intent_overlay : record->overlay,
+	        .root = had ? record->intent_root : record->root,
+	        .base = had ? record->intent_commit : record->base,
+	};
+	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	branch_record_put(&batch, branch, &settled);
+	r = state_commit(trees->state, &batch, message);
+	if (r == 0)
+		*record = settled;
+	return r;
+}
+
+/* When a working tree is opened; worktrees_open could not, because the store was away. */
+static int settle_late(struct worktrees *trees, const char *branch, struct branch_record *record,
+                       struct message *message)
+{
+	struct branch_record before = *record;
+	int r = settle(trees, branch, record, message);
+	if (r != 0)
+		return r;
+	bool done = record->overlay == before.intent_overlay;
+	overlay_discard(trees, done ? before.overlay : before.intent_overlay, record->overlay);
+	return 0;
+}
+
+/* -- following the head -- */
+
+static void tell_gone(struct worktree *worktree)
+{
+	struct worktree_observer observer;
+	worktrees_observer(worktree->trees, &observer);
+	if (observer.branch_gone != NULL)
+		observer.branch_gone(observer.context, worktree->branch);
+}
+
+/* The ref was not there: unless that is out of date, the working tree goes. */
+static int vanish(struct worktree *worktree, uint64_t epoch, struct message *message)
+{
+	int r = worktree_close_gate(worktree);
+	bool vanished = r == 0 && worktree->epoch == epoch && worktree->overlay == 0;
+	if (vanished)
+		worktree_depart(worktree);
+	if (r == 0)
+		worktree_open_gate(worktree);
+	if (vanished)
+		tell_gone(worktree);
+	if (r == 0 && !vanished)
+		return 0;
+	return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
+}
+
+/* Show `commit`, unless something else happened since `epoch`. */
+static int advance(struct worktree *worktree, uint64_t epoch, const struct commit *commit)
+{
+	int r = worktree_close_gate(worktree);
+	if (r != 0)
+		return r;
+	bool moves = worktree->epoch == epoch && worktree->overlay == 0;
+	struct pointer before = worktree->base_tree;
+	if (moves) {
+		pthread_mutex_lock(&worktree->trees->table_lock);
+		set_base(worktree, commit);
+		worktree->epoch = ++worktree->trees->epochs;
+		pthread_mutex_unlock(&worktree->trees->table_lock);
+	}
+	worktree_open_gate(worktree);
+	struct worktree_observer observer;
+	worktrees_observer(worktree->trees, &observer);
+	if (moves && observer.moved != NULL)
+		observer.moved(observer.context, worktree->branch, &before, &commit->tree);
+	return 0;
+}
+
+static int read_head(struct worktree *worktree, struct message *message)
+{
+	struct worktree_view view;
+	worktree_view(worktree, &view);
+	if (view.overlay != 0)
+		return 0;
+	const char *branch = worktree->branch;
+	CLEANUP(ref_cleanup) struct ref ref = {0};
+	int r = ref_read(store_of(worktree->trees), REF_BRANCH, branch, &ref, message);
+	worktree->refreshed_ms = clock_monotonic_ms();
+	if (r == -ERR_NOT_FOUND && worktree->branch == branch)
+		return vanish(worktree, view.epoch, message);
+	if (r != 0 || id_equal(&ref.commit.id, &view.base.id))
+		return r == -ERR_NOT_FOUND ? 0 : r;
+	CLEANUP(free_pointer) struct commit *commit = NULL;
+	r = read_commit(worktree->trees, &ref.commit, &commit, message);
+	return r == 0 ? advance(worktree, view.epoch, commit) : r;
+}
+
+int worktree_refresh(struct worktree *worktree, struct message *message)
+{
+	if (worktree->gone)
+		return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
+	pthread_mutex_lock(&worktree->refresh_lock);
+	int r = read_head(worktree, message);
+	pthread_mutex_unlock(&worktree->refresh_lock);
+	return r;
+}
+
+int worktree_follow(struct worktree *worktree, struct message *message)
+{
+	if (worktree->gone)
+		return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
+	if (worktree->overlay != 0 ||
+	    clock_monotonic_ms() - worktree->refreshed_ms < REFRESH_INTERVAL_MS ||
+	    pthread_mutex_trylock(&worktree->refresh_lock) != 0)
+		return 0;
+	int r = read_head(worktree, message);
+	pthread_mutex_unlock(&worktree->refresh_lock);
+	/* What is known already stays readable while the store is not. */
+	return r == -ERR_NOT_FOUND && worktree->gone ? r : 0;
+}
+
+/* -- the table -- */
+
+static int load_worktree(struct worktrees *trees, const char *branch,
+                         struct worktree **ret_worktree, struct message *message)
+{
+	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
+	int r = worktree_new(trees, branch, &worktree);
+	if (r != 0)
+		return fail(message, r, "%s", error_text(r));
+	struct branch_record record;
+	r = branch_record_read(trees, branch, &record);
+	if (r == 0 && record.intent)
+		r = settle_late(trees, branch, &record, message);
+	else if (r != 0 && r != -ERR_NOT_FOUND)
+		fail(message, r, "cannot read the uncommitted state of '%s': %s", branch,
+		     error_text(r));
+	struct pointer head;
+	if (r == 0 && record.overlay != 0) {
+		head = record.base;
+		worktree->overlay = record.overlay;
+		worktree->root = record.root;
+	} else if (r == 0 || r == -ERR_NOT_FOUND) {
+		CLEANUP(ref_cleanup) struct ref ref = {0};
+		r = ref_read(store_of(trees), REF_BRANCH, branch, &ref, message);
+		head = ref.commit;
+	}
+	if (r != 0)
+		return r;
+	CLEANUP(free_pointer) struct commit *commit = NULL;
+	r = read_commit(trees, &head, &commit, message);
+	if (r != 0)
+		return r;
+	set_base(worktree, commit);
+	worktree->refreshed_ms = clock_monotonic_ms();
+	*ret_worktree = steal(&worktree);
+	return 0;
+}
+
+/* Under table_lock: with one more reference, or NULL. */
+static struct worktree *find_worktree(struct worktrees *trees, const char *branch)
+{
+	struct worktree *found = NULL;
+	HASH_FIND_STR(trees->by_branch, branch, found);
+	if (found != NULL)
+		found->references++;
+	return found;
+}
+
+/* NULL when it must be loaded again: a tree that left the table meanwhile may have been this
+ * branch's, changed. */
+static struct worktree *publish(struct worktrees *trees, uint64_t departures,
+                                struct worktree **worktree)
+{
+	pthread_mutex_lock(&trees->table_lock);
+	struct worktree *found = find_worktree(trees, (*worktree)->branch);
+	if (found == NULL && trees->departures == departures) {
+		found = steal(worktree);
+		found->references = 1;
+		const char *name = found->branch;
+		HASH_ADD_KEYPTR(hh, trees->by_branch, name, strlen(name), found);
+	}
+	pthread_mutex_unlock(&trees->table_lock);
+	return found;
+}
+
+int worktree_get(struct worktrees *trees, const char *branch, struct worktree **ret_worktree,
+                 struct message *message)
+{
+	int r = ref_name_check(branch, message);
+	struct worktree *found = NULL;
+	while (r == 0 && found == NULL) {
+		pthread_mutex_lock(&trees->table_lock);
+		found = find_worktree(trees, branch);
+		uint64_t departures = trees->departures;
+		pthread_mutex_unlock(&trees->table_lock);
+		if (found != NULL) {
+			r = worktree_follow(found, message);
+		} else {
+			CLEANUP(worktree_cleanup) struct worktree *loaded = NULL;
+			r = load_worktree(trees, branch, &loaded, message);
+			if (r == 0)
+				found = publish(trees, departures, &loaded);
+		}
+	}
+	if (r != 0) {
+		worktree_unref(found);
+		return r;
+	}
+	*ret_worktree = found;
+	return 0;
+}
+
+void worktree_unref(struct worktree *worktree)
+{
+	if (worktree == NULL)
+		return;
+	struct worktrees *trees = worktree->trees;
+	pthread_mutex_lock(&trees->table_lock);
+	assert(worktree->references > 0);
+	bool last = --worktree->references == 0;
+	if (last && !worktree->gone) {
+		last = HASH_COUNT(trees->by_branch) > WORKTREES_IDLE_MAX;
+		if (last)
+			leave_table(worktree);
+	}
+	pthread_mutex_unlock(&trees->table_lock);
+	if (last)
+		worktree_free(worktree);
+}
+
+/* -- writers -- */
+
+void worktree_writer(struct worktrees *trees, uint64_t number, int change)
+{
+	pthread_mutex_lock(&trees->table_lock);
+	struct writer *writer = NULL;
+	HASH_FIND(hh, trees->writers, &number, sizeof(number), writer);
+	if (writer == NULL) {
+		assert(change > 0);
+		writer = calloc(1, sizeof(*writer));
+		if (writer == NULL)
+			abort(); /* a writer that commit does not see would tear its snapshot */
+		writer->number = number;
+		HASH_ADD(hh, trees->writers, number, sizeof(writer->number), writer);
+	}
+	assert(change > 0 || writer->count >= (unsigned)-change);
+	writer->count += (unsigned)change;
+	if (writer->count == 0) {
+		HASH_DEL(trees->writers, writer);
+		free(writer);
+	}
+	pthread_mutex_unlock(&trees->table_lock);
+}
+
+unsigned worktree_writers(struct worktrees *trees, uint64_t number)
+{
+	pthread_mutex_lock(&trees->table_lock);
+	struct writer *writer = NULL;
+	HASH_FIND(hh, trees->writers, &number, sizeof(number), writer);
+	unsigned count = writer != NULL ? writer->count : 0;
+	pthread_mutex_unlock(&trees->table_lock);
+	return count;
+}
+
+/* -- deleting what nobody owns -- */
+
+void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor)
+{
+	if (overlay == 0 || overlay == successor)
+		return;
+	struct discarded *item = malloc(sizeof(*item));
+	if (item == NULL)
+		return; /* found and deleted at the next opening */
+	*item = (struct discarded){NULL, overlay, successor};
+	pthread_mutex_lock(&trees->cleaner_lock);
+	/* In this order: a successor that was itself discarded since still has its records, and its
+	 * own successor keeps what it kept. */
+	struct discarded **end = &trees->discarded;
+	while (*end != NULL)
+		end = &(*end)->next;
+	*end = item;
+	pthread_cond_signal(&trees->cleaner_wake);
+	pthread_mutex_unlock(&trees->cleaner_lock);
+}
+
+struct clean {
+	struct worktrees *trees;
+	const struct discarded *item;
+	enum state_table table;
+	struct state_batch batch;
+	struct buffer staging; /* u64 number, u64 staging: candidates for removal */
+};
+
+static int collect_record(void *context, const struct span *key, const struct span *value)
+{
+	struct clean *clean = context;
+	state_delete(&clean->batch, clean->table, key->data, key->length);
+	struct inode inode;
+	if (clean->table != STATE_INODES || clean->item->successor == KEEP_STAGING ||
+	    key->length != 16 || inode_decode(value->data, value->length, &inode) != 0)
+		return buffer_check(&clean->batch.bytes);
+	if (inode.staging != 0) {
+		buffer_u64(&clean->staging, load_u64_be((const uint8_t *)key->data + 8));
+		buffer_u64(&clean->staging, inode.staging);
+	}
+	inode_release(&inode);
+	return buffer_check(&clean->batch.bytes);
+}
+
+/* Unlinked only once the records that name them are gone. */
+static void remove_collected_staging(struct clean *clean)
+{
+	struct reader reader = reader_of(clean->staging.data, clean->staging.length);
+	while (reader_left(&reader) > 0) {
+		uint64_t number = read_u64(&reader), staging = read_u64(&reader);
+		struct inode inode = {0};
+		bool kept = clean->item->successor != 0 &&
+		            overlay_read_inode(clean->trees, clean->item->successor, number,
+		                               &inode) == 0 &&
+		            inode.staging == staging;
+		inode_release(&inode);
+		if (!kept)
+			staging_remove(clean->trees, staging);
+	}
+}
+
+/* One batch of one table. *ret_more: there may be more. */
+static int clean_batch(struct worktrees *trees, const struct discarded *item,
+                       enum state_table table, bool *ret_more)
+{
+	struct clean clean = {.trees = trees, .item = item, .table = table};
+	uint8_t prefix[8];
+	store_u64_be(prefix, item->overlay);
+	int r = state_scan(trees->state, table, prefix, sizeof(prefix), NULL, 0,
+	                   OVERLAY_CLEAN_BATCH, collect_record, &clean);
+	*ret_more = clean.batch.count > 0;
+	if (r == 0)
+		r = state_commit(trees->state, &clean.batch, NULL);
+	if (r == 0)
+		remove_collected_staging(&clean);
+	state_batch_release(&clean.batch);
+	buffer_release(&clean.staging);
+	return r;
+}
+
+static bool is_closing(struct worktrees *trees)
+{
+	pthread_mutex_lock(&trees->cleaner_lock);
+	bool closing = trees->closing;
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	return closing;
+}
+
+static int clean_overlay(struct worktrees *trees, const struct discarded *item)
+{
+	static const enum state_table tables[] = {STATE_INODES, STATE_ENTRIES};
+	for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
+		bool more = true;
+		while (more) {
+			if (is_closing(trees))
+				return 0; /* the next opening goes on */
+			int r = clean_batch(trees, item, tables[i], &more);
+			if (r != 0)
+				return r;
+		}
+	}
+	return 0;
+}
+
+/* Under cleaner_lock. */
+static void wait_for_retry(struct worktrees *trees)
+{
+	int64_t until_ms = clock_monotonic_ms() + CLEAN_RETRY_MS;
+	struct timespec until = {.tv_sec = until_ms / 1000, .tv_nsec = until_ms % 1000 * 1000000};
+	pthread_cond_timedwait(&trees->cleaner_wake, &trees->cleaner_lock, &until);
+}
+
+static void *cleaner_main(void *context)
+{
+	struct worktrees *trees = context;
+	pthread_mutex_lock(&trees->cleaner_lock);
+	while (!trees->closing) {
+		struct discarded *item = trees->discarded;
+		if (item == NULL) {
+			pthread_cond_wait(&trees->cleaner_wake, &trees->cleaner_lock);
+			continue;
+		}
+		trees->discarded = item->next;
+		pthread_mutex_unlock(&trees->cleaner_lock);
+		int r = clean_overlay(trees, item);
+		pthread_mutex_lock(&trees->cleaner_lock);
+		if (r == 0) {
+			free(item);
+			continue;
+		}
+		item->next = trees->discarded; /* a full disk: try again later */
+		trees->discarded = item;
+		if (!trees->closing)
+			wait_for_retry(trees);
+	}
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	return NULL;
+}
+
+/* -- opening and closing -- */
+
+/* The overlays that branch records name, as a growing array. */
+struct live {
+	struct worktrees *trees;
+	struct buffer numbers;
+};
+
+static int settle_branch(void *context, const char *branch, const struct branch_record *record)
+{
+	struct live *live = context;
+	struct branch_record settled = *record;
+	if (settled.intent)
+		settle(live->trees, branch, &settled, NULL); /* else when it is first used */
+	buffer_append(&live->numbers, &settled.overlay, sizeof(settled.overlay));
+	buffer_append(&live->numbers, &settled.intent_overlay, sizeof(settled.intent_overlay));
+	return buffer_check(&live->numbers);
+}
+
+static bool is_live(const struct live *live, uint64_t overlay)
+{
+	const uint64_t *numbers = (const uint64_t *)(const void *)live->numbers.data;
+	for (size_t i = 0; i < live->numbers.length / sizeof(uint64_t); i++)
+		if (numbers[i] == overlay)
+			return true;
+	return false;
+}
+
+static int note_overlay(void *context, const struct span *key, const struct span *value)
+{
+	uint64_t *overlay = context;
+	if (key->length < 8)
+		return -ERR_CORRUPT;
+	*overlay = load_u64_be(key->data);
+	return 1;
+}
+
+/* Every overlay that has records in `table`, by jumping from one to the next. */
+static int discard_unowned(const struct live *live, enum state_table table)
+{
+	uint64_t overlay = 0;
+	for (;;) {
+		uint8_t after[KV_KEY_MAX];
+		memset(after, 0xff, sizeof(after));
+		store_u64_be(after, overlay);
+		int r = state_scan(live->trees->state, table, NULL, 0, after, sizeof(after), 1,
+		                   note_overlay, &overlay);
+		if (r != 1)
+			return r;
+		/* Their staging files are dealt with by staging_clean, which knows all names. */
+		if (!is_live(live, overlay))
+			overlay_discard(live->trees, overlay, KEEP_STAGING);
+	}
+}
+
+static int settle_all(struct worktrees *trees, struct message *message)
+{
+	struct live live = {.trees = trees};
+	int r = worktrees_settle_renames(trees);
+	if (r == 0)
+		r = branch_records_each(trees, settle_branch, &live);
+	if (r == 0)
+		r = discard_unowned(&live, STATE_INODES);
+	if (r == 0)
+		r = discard_unowned(&live, STATE_ENTRIES);
+	if (r != 0)
+		fail(message, r, "cannot read the uncommitted state: %s", error_text(r));
+	else
+		r = staging_clean(trees, (const uint64_t *)(const void *)live.numbers.data,
+		                  live.numbers.length / sizeof(uint64_t), message);
+	buffer_release(&live.numbers);
+	return r;
+}
+
+static int open_staging(struct worktrees *trees, struct message *message)
+{
+	int r = make_directories(trees->staging_directory, 0700);
+	if (r == 0) {
+		trees->staging_fd =
+		        open(trees->staging_directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		r = trees->staging_fd < 0 ? error_system(errno) : 0;
+	}
+	for (unsigned shard = 0; r == 0 && shard < 256; shard++) {
+		char path[3];
+		snprintf(path, sizeof(path), "%02x", shard);
+		if (mkdirat(trees->staging_fd, path, 0700) != 0 && errno != EEXIST)
+			r = error_system(errno);
+	}
+	struct stat status;
+	if (r == 0 && fstat(trees->staging_fd, &status) != 0)
+		r = error_system(errno);
+	if (r != 0)
+		return fail(message, r, "cannot open the staging directory %s: %s",
+		            trees->staging_directory, error_text(r));
+	/* SEEK_DATA is exact to the file system's blocks, whose size this is. */
+	trees->granule = 4096;
+	while (trees->granule < (uint64_t)status.st_blksize)
+		trees->granule *= 2;
+	return 0;
+}
+
+int worktrees_open(const struct worktrees_options *options, struct worktrees **ret_trees,
+                   struct message *message)
+{
+	struct worktrees *trees = calloc(1, sizeof(*trees));
+	if (trees == NULL)
+		return fail(message, -ERR_NO_MEMORY, "out of memory");
+	trees->state = options->state;
+	trees->odb = options->odb;
+	trees->history = options->history;
+	trees->cache = options->cache;
+	trees->copy_up_bytes_max =
+	        options->copy_up_bytes_max ? options->copy_up_bytes_max : COPY_UP_BYTES_DEFAULT;
+	trees->staging_fd = -1;
+	pthread_mutex_init(&trees->table_lock, NULL);
+	pthread_mutex_init(&trees->files_lock, NULL);
+	pthread_mutex_init(&trees->cleaner_lock, NULL);
+	pthread_condattr_t monotonic;
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&trees->cleaner_wake, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+	trees->staging_directory = strdup(options->staging_directory);
+	int r = trees->staging_directory == NULL ? fail(message, -ERR_NO_MEMORY, "out of memory")
+	                                         : open_staging(trees, message);
+	if (r == 0)
+		r = settle_all(trees, message);
+	if (r == 0) {
+		r = pthread_create(&trees->cleaner, NULL, cleaner_main, trees);
+		trees->cleaner_running = r == 0;
+		if (r != 0)
+			r = fail(message, error_system(r), "cannot start a thread: %s",
+			         strerror(r));
+	}
+	if (r != 0) {
+		worktrees_close(trees);
+		return r;
+	}
+	*ret_trees = trees;
+	return 0;
+}
+
+void worktrees_close(struct worktrees *trees)
+{
+	if (trees == NULL)
+		return;
+	if (trees->cleaner_running) {
+		pthread_mutex_lock(&trees->cleaner_lock);
+		trees->closing = true;
+		pthread_cond_signal(&trees->cleaner_wake);
+		pthread_mutex_unlock(&trees->cleaner_lock);
+		pthread_join(trees->cleaner, NULL);
+	}
+	while (trees->discarded != NULL) {
+		struct discarded *item = trees->discarded;
+		trees->discarded = item->next;
+		free(item);
+	}
+	struct worktree *worktree, *next;
+	HASH_ITER (hh, trees->by_branch, worktree, next) {
+		HASH_DEL(trees->by_branch, worktree);
+		worktree_free(worktree);
+	}
+	struct writer *writer, *next_writer;
+	HASH_ITER (hh, trees->writers, writer, next_writer) {
+		HASH_DEL(trees->writers, writer);
+		free(writer);
+	}
+	file_data_table_release(trees);
+	close_descriptor(&trees->staging_fd);
+	free(trees->staging_directory);
+	pthread_cond_destroy(&trees->cleaner_wake);
+	pthread_mutex_destroy(&trees->cleaner_lock);
+	pthread_mutex_destroy(&trees->files_lock);
+	pthread_mutex_destroy(&trees->table_lock);
+	free(trees);
+}

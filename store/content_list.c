@@ -11,6 +11,17 @@
 
 #define HOLE_FLAG ((uint64_t)1 << 63)
 
+int content_check(const struct content *content, struct message *message)
+{
+	bool empty = content->kind == CONTENT_EMPTY;
+
+	if (content->kind > CONTENT_LIST || empty != (content->size == 0) ||
+	    content->size > FILE_BYTES_MAX)
+		return fail(message, -ERR_CORRUPT, "a file of kind %d with %llu bytes",
+		            (int)content->kind, (unsigned long long)content->size);
+	return 0;
+}
+
 /* -- format -- */
 
 static int entry_decode(struct reader *logical, struct reader *places, unsigned level,
@@ -62,6 +73,9 @@ int list_node_decode(const struct record *record, struct list_node **ret_node)
 
 		if (error)
 			return error;
+		/* A hole is whole units, unless it ends the file. */
+		if (node->entries[i].hole && node->entries[i].length % HOLE_UNIT && i + 1 < count)
+			return -ERR_CORRUPT;
 		sum += node->entries[i].length; /* 512 times 2^43 fits */
 	}
 	if (sum != length || reader_finish(&logical) || reader_finish(&places))

@@ -12,8 +12,9 @@
 
 #define LIST_VERSION 1
 #define LIST_HEADER_BYTES 16
-#define LIST_ENTRIES_MIN 32u /* a node but the last of its level has at least so many: levels end \
-	                      */
+#define LIST_ENTRIES_MIN \
+	32u /* a node but the last of its level has at least so many: levels end \
+	     */
 #define LIST_ENTRIES_MAX 512u
 #define LIST_BOUNDARY_MASK 127u
 #define LIST_LEVELS_MAX 8u /* 33^7 > FILE_BYTES_MAX / CHUNK_BYTES_MIN */
@@ -30,6 +31,9 @@ struct list_node {
 	uint64_t length;
 	struct list_entry entries[];
 };
+
+/* A content comes from stored bytes: 0, or -ERR_CORRUPT when its kind and size make no sense. */
+int content_check(const struct content *content, struct message *message);
 
 /* Decode and check everything a node says by itself. The caller frees. -ERR_CORRUPT,
  * -ERR_VERSION, -ERR_NO_MEMORY. */

@@ -100,12 +100,9 @@ int content_pieces(struct odb *odb, const struct content *content, uint64_t offs
 	CLEANUP(list_cursor_release)
 	struct list_cursor cursor = {.odb = odb, .content = content};
 	uint64_t end = offset + length;
-	int result = 0;
+	int result = content_check(content, message);
 
-	assert(end >= offset && end <= content->size);
-	if (length && (content->kind == CONTENT_EMPTY || content->kind > CONTENT_LIST))
-		return fail(message, -ERR_CORRUPT, "content of kind %d with %llu bytes",
-		            (int)content->kind, (unsigned long long)content->size);
+	assert(result || (end >= offset && end <= content->size));
 	while (!result && offset < end) {
 		struct piece piece;
 
@@ -125,10 +122,10 @@ int content_walk(struct odb *odb, const struct content *content, pointer_fn *cal
 	CLEANUP(list_cursor_release)
 	struct list_cursor cursor = {.odb = odb, .content = content};
 	uint64_t offset = 0;
-	int result = 0;
+	int result = content_check(content, message);
 
-	if (content->kind != CONTENT_LIST)
-		return 0;
+	if (result || content->kind != CONTENT_LIST)
+		return result;
 	result = callback(context, RECORD_LIST, &content->pointer);
 	/* Every node is met once: on the way down to its first byte. */
 	while (!result && offset < content->size) {

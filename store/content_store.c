@@ -377,15 +377,14 @@ static void editor_release(struct editor *editor)
 static int edit(struct editor *editor, struct content *ret_content)
 {
 	struct content content = {.size = editor->size};
-	uint64_t window = editor->size + HOLE_UNIT;
 	int error = 0;
 
 	if (editor->size > FILE_BYTES_MAX)
 		return fail(editor->message, -ERR_TOO_LARGE,
 		            "a file of %llu bytes; the limit is %llu",
 		            (unsigned long long)editor->size, (unsigned long long)FILE_BYTES_MAX);
-	editor->window_capacity = (size_t)min_u64(window, WINDOW_BYTES);
-	editor->window = malloc(editor->window_capacity);
+	editor->window_capacity = (size_t)min_u64(editor->size, WINDOW_BYTES);
+	editor->window = malloc(editor->window_capacity + 1);
 	if (!editor->window)
 		return fail(editor->message, -ERR_NO_MEMORY, "a window of %zu bytes",
 		            editor->window_capacity);
@@ -444,6 +443,10 @@ int content_store_edit(struct packer *packer, struct odb *odb, const struct cont
 	        .builder.packer = packer,
 	};
 
+	int error = content_check(base, message);
+
+	if (error)
+		return error;
 	if (size == base->size && (dirty_count == 0 || dirty[0].start >= size)) {
 		*ret_content = *base;
 		return 0;

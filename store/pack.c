@@ -13,24 +13,48 @@ static const char trailer_magic[8] = "LAKEPEND";
 
 /* -- building -- */
 
+/* The memory of one pack is kept for the next: new pages cost about as much as hashing them. The
+ * kernel may take its pages back while it waits (MADV_FREE). */
+static _Atomic(uint8_t *) spare;
+#define SPARE_FREE_BYTES (1u << 20) /* fewer are not worth the call */
+
+/* Address space only: pages come as they are filled, so a tiny pack stays tiny, and the bytes
+ * never move under a reader. */
+static uint8_t *data_new(void)
+{
+	uint8_t *data = atomic_exchange(&spare, NULL);
+	void *mapped;
+
+	if (data)
+		return data;
+	mapped = mmap(NULL, PACK_TARGET_BYTES, PROT_READ | PROT_WRITE,
+	              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return mapped == MAP_FAILED ? NULL : mapped;
+}
+
+static void data_free(uint8_t *data, size_t used)
+{
+	if (used > SPARE_FREE_BYTES)
+		madvise(data, used, MADV_FREE);
+	data = atomic_exchange(&spare, data);
+	if (data)
+		munmap(data, PACK_TARGET_BYTES);
+}
+
 int pack_new(struct pack **ret_pack)
 {
 	struct pack *pack = calloc(1, sizeof(*pack));
-	void *data;
 
 	if (!pack)
 		return -ERR_NO_MEMORY;
-	/* Address space only: pages come as they are filled, so a tiny pack stays tiny, and the
-	 * bytes never move under a reader. */
-	data = mmap(NULL, PACK_TARGET_BYTES, PROT_READ | PROT_WRITE,
-	            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (data == MAP_FAILED) {
+	pack->data = data_new();
+	if (!pack->data) {
 		free(pack);
 		return -ERR_NO_MEMORY;
 	}
-	pack->data = data;
 	atomic_init(&pack->references, 1);
 	random_bytes(pack->id, sizeof(pack->id));
+	memset(pack->data, 0, PACK_HEADER_BYTES);
 	memcpy(pack->data, header_magic, 8);
 	pack->data[8] = PACK_VERSION;
 	memcpy(pack->data + 16, pack->id, PACK_ID_BYTES);
@@ -43,7 +67,7 @@ void pack_unref(struct pack *pack)
 {
 	if (!pack || atomic_fetch_sub(&pack->references, 1) != 1)
 		return;
-	munmap(pack->data, PACK_TARGET_BYTES);
+	data_free(pack->data, pack->length);
 	free(pack->entries);
 	free(pack);
 }
@@ -307,8 +331,13 @@ static int get_pack(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], uint64_t
 static int verify_records(const struct buffer *bytes, const struct packed *entries, uint32_t count,
                           const uint8_t pack[PACK_ID_BYTES], struct message *message)
 {
-	CLEANUP(free_pointer) uint8_t *raw = malloc(RECORD_RAW_MAX);
+	CLEANUP(free_pointer) uint8_t *raw = NULL;
+	uint32_t longest = 1;
 
+	for (uint32_t i = 0; i < count; i++)
+		if (entries[i].entry.place.raw > longest)
+			longest = entries[i].entry.place.raw;
+	raw = malloc(longest);
 	if (!raw)
 		return fail(message, -ERR_NO_MEMORY, "a record's memory");
 	for (uint32_t i = 0; i < count; i++) {

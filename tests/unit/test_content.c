@@ -507,18 +507,18 @@ static void run_edits(struct fixture *fixture, uint64_t size_max, unsigned count
 
 static void test_edits_of_small_files(void **state)
 {
-	run_edits(*state, 700000, cases(3000), 60, "small files");
+	run_edits(*state, 400000, cases(3000), 60, "small files");
 }
 
 static void test_edits_of_medium_files(void **state)
 {
-	run_edits(*state, 6u << 20, cases(800), 20, "medium files");
+	run_edits(*state, 6u << 20, cases(600), 20, "medium files");
 }
 
 /* Several list nodes, two levels. */
 static void test_edits_of_large_files(void **state)
 {
-	run_edits(*state, 80u << 20, cases(45), 3, "large files");
+	run_edits(*state, 80u << 20, cases(30), 3, "large files");
 }
 
 /* Three levels of lists: a byte in every second unit of 2 GiB. */

@@ -22,6 +22,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("LAKE_BIN", ROOT / "build" / "bin"))
 VEGA = ROOT / "build" / "node" / "node_modules" / "vega-datasets" / "data"
 
+# Clients are installed in a virtual environment: go on in it, whoever started the test.
+VENV = ROOT / "build" / "venv"
+if (VENV / "bin" / "python").exists() and pathlib.Path(sys.prefix) != VENV:
+    os.execv(VENV / "bin" / "python", [VENV / "bin" / "python", *sys.argv])
+
 
 class Refused(Exception):
     """A lakectl command that failed: exit code and its error object."""

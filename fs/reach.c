@@ -180,6 +180,11 @@ static int add_base(void *context, const struct pointer *commit)
 	return add_pending(context, commit, "working tree");
 }
 
+static int add_uncommitted_tree(void *context, const struct pointer *tree)
+{
+	return walk_tree(context, tree, "uncommitted changes");
+}
+
 static int add_uncommitted(void *context, const struct content *content)
 {
 	return walk_content(context, content, "uncommitted changes");
@@ -195,7 +200,8 @@ static int add_roots(struct walk *walk, struct message *message)
 			error = ref_list_deleted(store, kind, add_ref, walk, message);
 	}
 	if (!error)
-		error = worktrees_roots(walk->lake->worktrees, add_base, add_uncommitted, walk);
+		error = worktrees_roots(walk->lake->worktrees, add_base, add_uncommitted_tree,
+		                        add_uncommitted, walk);
 	return error;
 }
 

@@ -273,9 +273,10 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
 			   const struct ref_author *author, struct message *message);
 int worktree_rename_branch(struct worktrees *trees, const char *from, const char *to,
 			   const struct ref_author *author, struct message *message);
-/* Base commits and content that uncommitted changes refer to: roots for gc. */
+/* Base commits, and the trees and content that uncommitted changes refer to: roots for gc. */
 int worktrees_roots(struct worktrees *trees,
 		    int (*commit_fn)(void *context, const struct pointer *commit),
+		    int (*tree_fn)(void *context, const struct pointer *tree),
 		    int (*content_fn)(void *context, const struct content *content),
 		    void *context);
 

@@ -1,0 +1,423 @@
+/*
+ * snapshot_upload — hides how staging files become content ahead of a commit, and how the commit
+ * then knows which of them have changed since.
+ *
+ * A file that nobody has open for writing is read while mutations go on. Whether it changed after
+ * that is told by its staging number and its ctime, which every write, truncation and change of
+ * times moves; but only in steps of the kernel's clock. So a file whose ctime is younger than
+ * SETTLE_NS when reading began is not trusted ("racily clean" in git's terms): it is read again
+ * under the closed gate, where nothing new is stored when nothing changed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "fs/snapshot.h"
+
+#define SETTLE_NS ((int64_t)50 * 1000 * 1000)
+#define UPLOAD_THREADS 2
+#define UPLOAD_BATCH 256
+#define UPLOAD_ALONE_BYTES ((uint64_t)1 << 20) /* less than this in a batch: no second thread */
+#define PROGRESS_INTERVAL_MS 200
+#define TRIES_MAX 5
+
+/* -- the table -- */
+
+void stored_release(struct stored *stored)
+{
+	struct stored_file *file, *next;
+	HASH_ITER (hh, stored->files, file, next) {
+		HASH_DEL(stored->files, file);
+		free(file);
+	}
+}
+
+struct stored_file *stored_find(const struct stored *stored, uint64_t number)
+{
+	struct stored_file *file;
+	HASH_FIND(hh, stored->files, &number, sizeof(number), file);
+	return file;
+}
+
+void stored_unuse(struct stored *stored)
+{
+	struct stored_file *file, *next;
+	HASH_ITER (hh, stored->files, file, next)
+		file->used = false;
+}
+
+/* The staging file has a use in another overlay. */
+static bool is_left(struct worktrees *trees, uint64_t left, const struct stored_file *file)
+{
+	if (!left)
+		return false;
+	CLEANUP(inode_release) struct inode inode = {0};
+	int error = overlay_read_inode(trees, left, file->number, &inode);
+	return error ? error != -ERR_NOT_FOUND : inode.staging == file->staging;
+}
+
+void stored_adopt(const struct stored *stored, struct worktrees *trees, uint64_t left)
+{
+	struct stored_file *file, *next;
+	if (!trees->cache)
+		return;
+	HASH_ITER (hh, stored->files, file, next) {
+		if (!file->used || file->piecewise || file->content.kind == CONTENT_EMPTY ||
+		    is_left(trees, left, file))
+			continue;
+		CLEANUP(free_pointer) char *path = staging_absolute(trees, file->staging);
+		if (path)
+			(void)cache_adopt(trees->cache, &file->content, path, NULL);
+	}
+}
+
+static int stored_enter(struct stored *stored, const struct stored_file *found)
+{
+	struct stored_file *file = stored_find(stored, found->number);
+	if (!file) {
+		file = calloc(1, sizeof(*file));
+		if (!file)
+			return -ERR_NO_MEMORY;
+		file->number = found->number;
+		HASH_ADD(hh, stored->files, number, sizeof(file->number), file);
+	}
+	file->staging = found->staging;
+	file->ctime_ns = found->ctime_ns;
+	file->content = found->content;
+	file->settled = found->settled;
+	file->piecewise = found->piecewise;
+	return 0;
+}
+
+static int64_t ctime_of(const struct stat *status)
+{
+	return (int64_t)status->st_ctim.tv_sec * 1000000000 + status->st_ctim.tv_nsec;
+}
+
+static bool stored_valid(const struct stored_file *file, const struct inode *inode,
+                         const struct stat *status)
+{
+	return file && file->settled && file->staging == inode->staging &&
+	       file->ctime_ns == ctime_of(status) &&
+	       file->content.size == (uint64_t)status->st_size;
+}
+
+/* -- one file -- */
+
+static int store_piecewise(struct worktrees *trees, struct packer *packer,
+                           const struct inode *inode, int fd, uint64_t size,
+                           const struct progress *progress, struct content *ret_content,
+                           struct message *message)
+{
+	CLEANUP(free_pointer) struct extent *dirty = NULL;
+	size_t count = 0;
+	int error = staging_dirty(trees, inode, fd, &dirty, &count);
+	if (error)
+		return error;
+	/* a file allowed to be open may have grown since its size was asked for */
+	while (count && dirty[count - 1].start >= size)
+		count--;
+	if (count && dirty[count - 1].end > size)
+		dirty[count - 1].end = size;
+	return content_store_edit(packer, trees->odb, &inode->content, fd, size, dirty, count,
+	                          progress, ret_content, message);
+}
+
+/* Everything but `number` and `used` of the result is set. */
+static int store_file(struct worktrees *trees, struct packer *packer, const struct inode *inode,
+                      const struct progress *progress, struct stored_file *ret_file,
+                      struct message *message)
+{
+	CLEANUP(close_descriptor) int fd = -1;
+	int error = staging_open(trees, inode->staging, O_RDONLY, &fd);
+	if (error)
+		return error;
+	for (int try = 1;; try++) {
+		struct stat before, after;
+		int64_t now = clock_wall_ns();
+		if (fstat(fd, &before))
+			return error_system(errno);
+		uint64_t size = (uint64_t)before.st_size;
+		if (inode->piecewise)
+			error = store_piecewise(trees, packer, inode, fd, size, progress,
+			                        &ret_file->content, message);
+		else
+			error = content_store(packer, fd, size, progress, &ret_file->content,
+			                      message);
+		if (error == -ERR_BUSY && try < TRIES_MAX) /* it became shorter */
+			continue;
+		if (error)
+			return error;
+		if (fstat(fd, &after))
+			return error_system(errno);
+		ret_file->number = inode->number;
+		ret_file->staging = inode->staging;
+		ret_file->ctime_ns = ctime_of(&before);
+		ret_file->piecewise = inode->piecewise;
+		ret_file->settled = ctime_of(&after) == ctime_of(&before) &&
+		                    ctime_of(&before) < now - SETTLE_NS;
+		return 0;
+	}
+}
+
+int stored_content(struct stored *stored, struct worktrees *trees, struct packer *packer,
+                   const struct inode *inode, const struct progress *progress,
+                   struct content *ret_content, struct message *message)
+{
+	struct stored_file *file = stored_find(stored, inode->number);
+	if (file && file->used && file->staging == inode->staging) {
+		*ret_content = file->content; /* another name of it; the gate is closed */
+		return 0;
+	}
+	struct stat status;
+	int error = staging_stat(trees, inode->staging, &status);
+	if (error)
+		return fail(message, error, "the staging file of changed content is gone (%s)",
+		            error_text(error));
+	if (!stored_valid(file, inode, &status) || worktree_writers(trees, inode->number)) {
+		struct stored_file found = {0};
+		error = store_file(trees, packer, inode, progress, &found, message);
+		if (!error)
+			error = stored_enter(stored, &found);
+		if (error)
+			return error;
+		file = stored_find(stored, inode->number);
+	}
+	file->used = true;
+	*ret_content = file->content;
+	return 0;
+}
+
+/* -- many files, by threads -- */
+
+struct job {
+	struct inode inode;
+	uint64_t bytes;
+	struct stored_file result;
+	bool done;
+};
+
+struct upload {
+	struct stored *stored;
+	const struct ground *ground;
+	struct packer *packer;
+	const struct progress *progress;
+	struct message *message;
+	uint64_t stored_files, stored_bytes, total_bytes;
+	int64_t reported_ms;
+
+	struct job *jobs;
+	size_t job_count;
+	uint64_t job_bytes;
+	_Atomic size_t next;
+
+	pthread_mutex_t lock; /* guards error, *message and the counts while threads run; leaf */
+	int error;
+};
+
+/* Called by content_store in any of the threads, about one file. */
+static int upload_tick(void *context, const char *what, uint64_t done, uint64_t total,
+                       const char *unit)
+{
+	struct upload *upload = context;
+	pthread_mutex_lock(&upload->lock);
+	int64_t now = clock_monotonic_ms();
+	int result = upload->error;
+	if (!result && now - upload->reported_ms >= PROGRESS_INTERVAL_MS) {
+		upload->reported_ms = now;
+		uint64_t shown = upload->stored_bytes + done;
+		result = progress_report(upload->progress, "storing files", shown,
+		                         shown > upload->total_bytes ? shown : upload->total_bytes,
+		                         "bytes");
+	}
+	pthread_mutex_unlock(&upload->lock);
+	return result;
+}
+
+/* A file that vanished, was replaced or was cut short while it was read is the commit's to look at
+ * again, with the gate closed. */
+static bool upload_may_skip(int error)
+{
+	return error == -ERR_NOT_FOUND || error == -ERR_STALE || error == -ERR_BUSY;
+}
+
+static void *upload_run(void *argument)
+{
+	struct upload *upload = argument;
+	struct progress tick = {.report = upload_tick, .context = upload};
+	for (;;) {
+		size_t index = atomic_fetch_add(&upload->next, 1);
+		if (index >= upload->job_count)
+			return NULL;
+		struct job *job = &upload->jobs[index];
+		struct message message = {{0}};
+		int error = store_file(upload->ground->trees, upload->packer, &job->inode, &tick,
+		                       &job->result, &message);
+		job->done = !error;
+		pthread_mutex_lock(&upload->lock);
+		if (error && !upload_may_skip(error) && !upload->error) {
+			upload->error = error;
+			if (upload->message)
+				*upload->message = message;
+		}
+		upload->stored_bytes += job->bytes;
+		bool stop = upload->error != 0;
+		pthread_mutex_unlock(&upload->lock);
+		if (!stop && upload_tick(upload, NULL, 0, 0, NULL)) {
+			pthread_mutex_lock(&upload->lock);
+			if (!upload->error)
+				upload->error = -ERR_INTERRUPTED;
+			pthread_mutex_unlock(&upload->lock);
+			stop = true;
+		}
+		if (stop)
+			return NULL;
+	}
+}
+
+/* Store what has been gathered. */
+static int upload_batch(struct upload *upload)
+{
+	pthread_t threads[UPLOAD_THREADS - 1];
+	size_t started = 0;
+	atomic_store(&upload->next, 0);
+	bool alone = upload->job_count < 2 || upload->job_bytes < UPLOAD_ALONE_BYTES;
+	while (!alone && started < ARRAY_SIZE(threads) &&
+	       pthread_create(&threads[started], NULL, upload_run, upload) == 0)
+		started++;
+	upload_run(upload);
+	for (size_t i = 0; i < started; i++)
+		pthread_join(threads[i], NULL);
+
+	int error = upload->error;
+	for (size_t i = 0; i < upload->job_count; i++) {
+		struct job *job = &upload->jobs[i];
+		if (!error && job->done) {
+			error = stored_enter(upload->stored, &job->result);
+			upload->stored_files++;
+		}
+		inode_release(&job->inode);
+	}
+	upload->job_count = 0;
+	upload->job_bytes = 0;
+	return error;
+}
+
+static int upload_gather(void *context, const struct inode *inode)
+{
+	struct upload *upload = context;
+	struct worktrees *trees = upload->ground->trees;
+	struct stat status;
+	if (!inode->staging || !S_ISREG(inode->attributes.mode) ||
+	    worktree_writers(trees, inode->number) ||
+	    staging_stat(trees, inode->staging, &status) ||
+	    stored_valid(stored_find(upload->stored, inode->number), inode, &status))
+		return 0;
+	struct job *job = &upload->jobs[upload->job_count];
+	*job = (struct job){.bytes = (uint64_t)status.st_blocks * 512};
+	int error = inode_copy(inode, &job->inode);
+	if (error)
+		return error;
+	upload->job_count++;
+	upload->job_bytes += job->bytes;
+	return upload->job_count == UPLOAD_BATCH ? upload_batch(upload) : 0;
+}
+
+/* -- which files -- */
+
+static int gather_directory(struct upload *upload, uint64_t number, unsigned depth);
+
+struct gather_level {
+	struct upload *upload;
+	unsigned depth;
+};
+
+static int gather_inode(struct upload *upload, const struct inode *inode, unsigned depth)
+{
+	if (S_ISDIR(inode->attributes.mode))
+		return gather_directory(upload, inode->number, depth + 1);
+	return upload_gather(upload, inode);
+}
+
+static int gather_entry(void *context, const struct overlay_entry *entry)
+{
+	struct gather_level *level = context;
+	const struct ground *ground = level->upload->ground;
+	if (entry->whiteout || !(S_ISDIR(entry->mode) || S_ISREG(entry->mode)))
+		return 0;
+	CLEANUP(inode_release) struct inode inode = {0};
+	int error = overlay_read_inode(ground->trees, ground->overlay, entry->number, &inode);
+	if (error)
+		return error == -ERR_NOT_FOUND ? 0 : error; /* removed meanwhile */
+	return gather_inode(level->upload, &inode, level->depth);
+}
+
+static int gather_directory(struct upload *upload, uint64_t number, unsigned depth)
+{
+	if (depth > PATH_BYTES_MAX / 2) /* the commit itself will say so, with the path */
+		return 0;
+	struct gather_level level = {upload, depth};
+	return overlay_entries(upload->ground->trees, upload->ground->overlay, number, NULL, 0,
+	                       gather_entry, &level);
+}
+
+static int gather_paths(struct upload *upload, const struct path_set *paths)
+{
+	int error = 0;
+	for (size_t i = 0; !error && i < paths->count; i++) {
+		CLEANUP(located_release) struct located at = {0};
+		error = ground_locate(upload->ground, paths->paths[i], &at, upload->message);
+		if (error == -ERR_NOT_FOUND) {
+			error = 0;
+			continue;
+		}
+		if (!error && at.exists && at.inode.number)
+			error = gather_inode(upload, &at.inode, 0);
+	}
+	return error;
+}
+
+static int count_bytes(void *context, const struct inode *inode)
+{
+	struct upload *upload = context;
+	struct stat status;
+	if (inode->staging && !staging_stat(upload->ground->trees, inode->staging, &status))
+		upload->total_bytes += (uint64_t)status.st_blocks * 512;
+	return 0;
+}
+
+int stored_ahead(struct stored *stored, const struct ground *ground, const struct path_set *paths,
+                 struct packer *packer, const struct progress *progress, uint64_t *ret_files,
+                 struct message *message)
+{
+	struct upload upload = {
+	        .stored = stored,
+	        .ground = ground,
+	        .packer = packer,
+	        .progress = progress,
+	        .message = message,
+	        .lock = PTHREAD_MUTEX_INITIALIZER,
+	};
+	*ret_files = 0;
+	if (!ground->overlay)
+		return 0;
+	CLEANUP(free_pointer) struct job *jobs = calloc(UPLOAD_BATCH, sizeof(*jobs));
+	upload.jobs = jobs;
+	if (!upload.jobs)
+		return -ERR_NO_MEMORY;
+	int error = 0;
+	if (progress && paths->count == 0)
+		error = overlay_inodes(ground->trees, ground->overlay, count_bytes, &upload);
+	if (!error && paths->count == 0)
+		error = overlay_inodes(ground->trees, ground->overlay, upload_gather, &upload);
+	else if (!error)
+		error = gather_paths(&upload, paths);
+	if (!error && upload.job_count)
+		error = upload_batch(&upload);
+	for (size_t i = 0; i < upload.job_count; i++)
+		inode_release(&upload.jobs[i].inode);
+	*ret_files = upload.stored_files;
+	return error;
+}

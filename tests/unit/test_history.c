@@ -1086,6 +1086,8 @@ int main(void)
 	        TEST_BOTH(new_commits_are_found),
 	        TEST_BOTH(tells_what_is_ambiguous),
 	        TEST_WITH_INDEX(survives_a_lost_index),
+	        TEST_BOTH(noted_commits_hide_no_ancestors),
+	        TEST_BOTH(old_places_are_forgotten),
 	        TEST_BOTH(damaged_refs_hide_nothing),
 	        TEST_BOTH(travels_in_time),
 	        TEST_BOTH(ancestors_as_by_force),

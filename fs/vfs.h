@@ -38,7 +38,7 @@ struct vfs_kernel {
 	void (*forget_entry)(void *context, uint64_t parent, const char *name);
 	/* Forget attributes and, when `pages`, cached bytes or listings. */
 	void (*forget_inode)(void *context, uint64_t node, bool pages);
-	/* Text of /lake/.lake/<which>, besides the vfs's own. */
+	/* Text of /lake/.lake/<which>. */
 	int (*report)(void *context, const char *which, struct buffer *ret_text);
 };
 

@@ -4,9 +4,6 @@
  */
 #include "fs/vfs_internal.h"
 
-#include <ctype.h>
-#include <stdio.h>
-
 #define CONTROL_NAME ".lake"
 static const char *const report_names[] = {"status", "metrics"};
 
@@ -55,30 +52,11 @@ int control_lookup(struct vfs *vfs, struct node *control, const char *name,
 	return -ERR_NOT_FOUND;
 }
 
-static void report_stats(struct vfs *vfs, struct buffer *text)
-{
-	struct vfs_stats stats;
-	char lines[1024];
-	vfs_stats(vfs, &stats);
-	int length = snprintf(lines, sizeof(lines),
-	                      "lake_mount_nodes %llu\nlake_mount_open_files %llu\n"
-	                      "lake_mount_passthrough_opens_total %llu\n"
-	                      "lake_mount_daemon_opens_total %llu\n"
-	                      "lake_mount_stale_nodes_total %llu\nlake_mount_moves_total %llu\n",
-	                      (unsigned long long)stats.nodes, (unsigned long long)stats.files,
-	                      (unsigned long long)stats.passthrough_opens,
-	                      (unsigned long long)stats.daemon_opens,
-	                      (unsigned long long)stats.stale, (unsigned long long)stats.moves);
-	buffer_append(text, lines, (size_t)length);
-}
-
 int report_text(struct vfs *vfs, const struct node *node, struct buffer *ret_text)
 {
 	int result = 0;
 	if (vfs->kernel.report)
 		result = vfs->kernel.report(vfs->kernel.context, node->name, ret_text);
-	else if (strcmp(node->name, "metrics") == 0)
-		report_stats(vfs, ret_text);
 	return result < 0 ? result : buffer_check(ret_text);
 }
 

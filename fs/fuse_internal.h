@@ -1,0 +1,43 @@
+/*
+ * fuse_internal — what the fuse_*.c files share. Include it nowhere else.
+ */
+#ifndef FS_FUSE_INTERNAL_H
+#define FS_FUSE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "fs/fuse_passthrough.h"
+#include "fs/mount.h"
+#include "fs/vfs.h"
+
+struct notice;
+struct mount {
+	struct lake *lake;
+	struct vfs *vfs;
+	struct fuse_session *session;
+	struct passthrough passthrough;
+	char *mountpoint;
+	unsigned threads;
+	pthread_t runner; /* while `running` */
+	atomic_bool running, stopping;
+	/* What serving threads want the kernel to forget; told by a thread of its own. */
+	pthread_mutex_t notices_lock; /* guards the queue; innermost */
+	pthread_cond_t notices_changed;
+	pthread_t notifier;
+	bool notifying, notifier_ends;
+	struct notice *notices, **notices_end;
+	_Atomic(uint64_t) operations, failures;
+	_Atomic(int64_t) log_window_ms; /* when the running second of log lines began */
+	_Atomic(unsigned) log_lines;    /* in it */
+};
+
+/* -- fuse_handlers.c -- */
+extern const struct fuse_lowlevel_ops fuse_handlers;
+
+/* -- fuse_notify.c -- */
+int notifier_start(struct mount *mount);
+void notifier_stop(struct mount *mount);
+void notify_entry(void *mount, uint64_t parent, const char *name);
+void notify_inode(void *mount, uint64_t node, bool pages);
+
+#endif

@@ -467,9 +467,15 @@ static int rename_over(const char *from, const char *to)
 	return rename(from, to);
 }
 
+/* Some file systems have no hard links; those that also lack RENAME_NOREPLACE cannot hold a store.
+ */
 static int link_new(const char *from, const char *to)
 {
-	return link(from, to);
+	if (link(from, to) == 0)
+		return 0;
+	if (errno != EPERM && errno != EOPNOTSUPP && errno != ENOSYS)
+		return -1;
+	return renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
 }
 
 static int fail_place(struct local_store *local, const char *key, int system_errno,

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -759,6 +761,104 @@ static void test_disk_full(void **state)
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+/* -- every system call that writes fails once, in turn -- */
+
+static _Atomic int fault_countdown = -1; /* 0: the next one fails; below: none does */
+static int fault_errno;
+
+/* These take the place of libc's, for our code and for libraries. */
+static bool fault_now(void)
+{
+	if (fault_countdown < 0 || fault_countdown-- > 0)
+		return false;
+	errno = fault_errno;
+	return true;
+}
+
+/* By the name LMDB links against; ours would be pwrite64. */
+ssize_t pwrite_for_lmdb(int fd, const void *bytes, size_t length, off_t offset) __asm__("pwrite");
+
+ssize_t pwrite_for_lmdb(int fd, const void *bytes, size_t length, off_t offset)
+{
+	if (!fault_now())
+		return syscall(SYS_pwrite64, fd, bytes, length, offset);
+	/* A full disk takes what fits; LMDB makes EIO of that. */
+	return fault_errno == ENOSPC && length > 4096
+	               ? syscall(SYS_pwrite64, fd, bytes, 4096, offset)
+	               : -1;
+}
+
+ssize_t writev(int fd, const struct iovec *parts, int count)
+{
+	return fault_now() ? -1 : syscall(SYS_writev, fd, parts, count);
+}
+
+int fdatasync(int fd)
+{
+	return fault_now() ? -1 : (int)syscall(SYS_fdatasync, fd);
+}
+
+/* Values of commit `number`; several pages, and one that overflows. */
+static int commit_number(struct kv *kv, unsigned number)
+{
+	static uint8_t value[9000];
+	struct kv_txn *txn;
+	int r = kv_begin(kv, true, &txn);
+	if (r < 0)
+		return r;
+	for (uint8_t i = 0; i < 30; i++) {
+		store_u32(value, number);
+		r = kv_put(txn, i % 3, &i, 1, value, i == 7 ? sizeof(value) : 700);
+		if (r < 0)
+			break;
+	}
+	return kv_commit(txn);
+}
+
+static void expect_number(struct kv *kv, unsigned number)
+{
+	struct kv_txn *txn = begin(kv, false);
+	for (uint8_t i = 0; i < 30; i++) {
+		struct span value;
+		assert_int_equal(kv_get(txn, i % 3, &i, 1, &value), 0);
+		assert_int_equal(load_u32(value.data), number);
+	}
+	kv_abort(txn);
+}
+
+static void test_every_write_fails(void **state)
+{
+	struct kv *kv = open_kv(&durable);
+	unsigned number = 1, faults = 0;
+	assert_int_equal(commit_number(kv, number), 0);
+	for (int e = 0; e < 2; e++) {
+		fault_errno = e == 0 ? EIO : ENOSPC;
+		for (int which = 0;; which++) {
+			fault_countdown = which;
+			int r = commit_number(kv, number + 1);
+			bool fired = fault_countdown < 0;
+			fault_countdown = -1;
+			if (!fired) {
+				assert_int_equal(r, 0);
+				expect_number(kv, ++number);
+				break;
+			}
+			/* Nothing changed, here and for who opens the file; and it goes on. */
+			assert_true(r < 0);
+			faults++;
+			expect_number(kv, number);
+			assert_int_equal(commit_number(kv, ++number), 0);
+			expect_number(kv, number);
+			kv_close(kv);
+			kv = open_kv(&durable);
+			expect_number(kv, number);
+		}
+	}
+	print_message("%u faults\n", faults);
+	assert_true(faults >= 6);
+	kv_close(kv);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_root, remove_root)
 
 int main(void)
@@ -776,6 +876,7 @@ int main(void)
 	        TEST(test_stamp),
 	        TEST(test_killed),
 	        TEST(test_disk_full),
+	        TEST(test_every_write_fails),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,7 +6,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/mount.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -663,6 +665,108 @@ static void test_local_full(void **state)
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+/* -- every system call that writes fails once, in turn -- */
+
+static _Atomic int fault_countdown = -1; /* 0: the next one fails; below: none does */
+static int fault_errno;
+
+/* These take the place of libc's, for our code and for libraries. */
+static bool fault_now(void)
+{
+	if (fault_countdown < 0 || fault_countdown-- > 0)
+		return false;
+	errno = fault_errno;
+	return true;
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t length, off_t offset)
+{
+	if (!fault_now())
+		return syscall(SYS_pwrite64, fd, bytes, length > 3 ? 3 : length, offset);
+	return -1;
+}
+
+int fsync(int fd)
+{
+	return fault_now() ? -1 : (int)syscall(SYS_fsync, fd);
+}
+
+int rename(const char *from, const char *to)
+{
+	return fault_now() ? -1 : (int)syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
+}
+
+int link(const char *from, const char *to)
+{
+	return fault_now() ? -1 : (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+	return fault_now() ? -1 : (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+}
+
+int flock(int fd, int operation)
+{
+	return fault_now() ? -1 : (int)syscall(SYS_flock, fd, operation);
+}
+
+enum { CALL_PUT, CALL_ABSENT, CALL_MATCH, CALL_COUNT };
+
+static int call(int kind, const char *key, const char *text, const struct etag *etag)
+{
+	size_t length = strlen(text);
+	if (kind == CALL_PUT)
+		return object_put(store, key, text, length, &message);
+	if (kind == CALL_ABSENT)
+		return object_put_if_absent(store, key, text, length, NULL, &message);
+	return object_put_if_match(store, key, text, length, etag, NULL, &message);
+}
+
+/* The key is in a new directory each time, but for CALL_MATCH, which needs an object. */
+static bool fail_call_number(int kind, int which)
+{
+	char key[64];
+	struct etag etag = {""};
+	snprintf(key, sizeof(key), "k%d/%d-%d/x", kind, fault_errno, which);
+	if (kind == CALL_MATCH) {
+		put(key, "old text");
+		etag = etag_now(key);
+	}
+	fault_countdown = which;
+	int r = call(kind, key, "new text", &etag);
+	bool fired = fault_countdown < 0;
+	fault_countdown = -1;
+	assert_true(fired ? r < 0 : r == 0);
+	if (fired)
+		assert_true(fault_errno == ENOSPC ? r == -ERR_NO_SPACE : r == -ERR_STORE_AWAY);
+	CLEANUP(buffer_release) struct buffer got = {0};
+	int found = object_get(store, key, 0, UINT64_MAX, &got, NULL, &message);
+	/* Old or new, and whole; a failed fsync leaves it open which. */
+	if (found == -ERR_NOT_FOUND)
+		assert_true(fired && kind != CALL_MATCH);
+	else
+		assert_true(found == 0 && got.length == 8 &&
+		            (memcmp(got.data, "new text", 8) == 0 ||
+		             (fired && memcmp(got.data, "old text", 8) == 0)));
+	assert_int_equal(files_in("~tmp"), 0);
+	put(key, "again");
+	expect(key, "again");
+	return fired;
+}
+
+static void test_local_every_call_fails(void **state)
+{
+	for (int kind = 0; kind < CALL_COUNT; kind++)
+		for (int e = 0; e < 2; e++) {
+			fault_errno = e == 0 ? EIO : ENOSPC;
+			int which = 0;
+			while (fail_call_number(kind, which))
+				which++;
+			assert_true(which >= 5);
+		}
+}
+
 #define ON(test, backend) \
 	{ \
 #test "[" backend "]", test, setup, teardown, (void *)backend \
@@ -689,6 +793,7 @@ int main(void)
 	        ON(test_local_processes, "local"),
 	        ON(test_local_killed, "local"),
 	        ON(test_local_full, "local"),
+	        ON(test_local_every_call_fails, "local"),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -312,6 +312,18 @@ void worktrees_observer(struct worktrees *trees, struct worktree_observer *ret_o
 	pthread_mutex_unlock(&trees->table_lock);
 }
 
+int worktrees_open_files(struct worktrees *trees, const char *branch,
+                         int (*callback)(void *argument, const char *branch, const char *path,
+                                         int pid),
+                         void *argument)
+{
+	struct worktree_observer observer;
+	worktrees_observer(trees, &observer);
+	return observer.open_files == NULL
+	               ? 0
+	               : observer.open_files(observer.context, branch, callback, argument);
+}
+
 /* -- what an interrupted commit left -- */
 
 /* Did the ref ever stand on `commit`? */

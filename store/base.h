@@ -19,17 +19,17 @@
 
 /* -- ownership: CLEANUP(buffer_release) struct buffer b = {0};  *ret = steal(&pointer); -- */
 #define CLEANUP(function) __attribute__((cleanup(function)))
-#define steal(pointer)                                                                             \
-	({                                                                                         \
-		__typeof__(pointer) steal_from_ = (pointer);                                       \
-		__typeof__(*steal_from_) steal_value_ = *steal_from_;                              \
-		*steal_from_ = NULL;                                                               \
-		steal_value_;                                                                      \
+#define steal(pointer) \
+	({ \
+		__typeof__(pointer) steal_from_ = (pointer); \
+		__typeof__(*steal_from_) steal_value_ = *steal_from_; \
+		*steal_from_ = NULL; \
+		steal_value_; \
 	})
 #define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
 
-void free_pointer(void *pointer_to_pointer);   /* CLEANUP(free_pointer) char *p = NULL; */
-void close_descriptor(int *descriptor);        /* CLEANUP(close_descriptor) int fd = -1; */
+void free_pointer(void *pointer_to_pointer); /* CLEANUP(free_pointer) char *p = NULL; */
+void close_descriptor(int *descriptor);      /* CLEANUP(close_descriptor) int fd = -1; */
 
 /* -- ids: SHA-256 of logical content -- */
 #define ID_BYTES 32
@@ -61,8 +61,8 @@ struct buffer {
 	int failed;   /* 0, or why an append was refused: sticky, checked once at the end */
 };
 #define BUFFER_LIMIT_DEFAULT ((size_t)1 << 30)
-void buffer_release(struct buffer *buffer);            /* accepts zeroed */
-void buffer_clear(struct buffer *buffer);              /* keeps the memory */
+void buffer_release(struct buffer *buffer);             /* accepts zeroed */
+void buffer_clear(struct buffer *buffer);               /* keeps the memory */
 int buffer_reserve(struct buffer *buffer, size_t more); /* -ERR_NO_MEMORY, -ERR_TOO_LARGE */
 /* Appends set `failed` instead of returning; buffer_check says how it went. Little-endian. */
 void buffer_append(struct buffer *buffer, const void *bytes, size_t length);
@@ -136,10 +136,10 @@ struct progress {
 	/* Must be quick; returns non-zero to cancel (the caller then gets -ERR_INTERRUPTED).
 	 * `total` is 0 while unknown. `unit` is "bytes", "files", ... */
 	int (*report)(void *context, const char *what, uint64_t done, uint64_t total,
-		      const char *unit);
+	              const char *unit);
 	void *context;
 };
 int progress_report(const struct progress *progress, const char *what, uint64_t done,
-		    uint64_t total, const char *unit); /* accepts NULL */
+                    uint64_t total, const char *unit); /* accepts NULL */
 
 #endif

@@ -16,11 +16,14 @@ struct row {
 	const char *text;
 };
 
-static const struct row rows[ERR_COUNT] = {[ERR_NONE] = {"none", 0, 0, "success"},
+/* clang-format off */
+static const struct row rows[ERR_COUNT] = {
+	[ERR_NONE] = {"none", 0, 0, "success"},
 #define X(name, errno_, exit_, text_) [ERR_##name] = {#name, errno_, exit_, text_},
-                                           ERRORS(X)
+	ERRORS(X)
 #undef X
 };
+/* clang-format on */
 
 /* Only the errnos that mean exactly what a row says. EINVAL, EACCES and ESTALE of a system call
  * are not a user's bad argument, our refusal or a replaced version: they stay system errors. */

@@ -45,7 +45,7 @@ struct kv_options {
 
 /* Opens or makes the directory. -ERR_CORRUPT names the file; a loseable one is remade instead. */
 int kv_open(const char *directory, const struct kv_options *options, struct kv **ret_kv,
-	    struct message *message);
+            struct message *message);
 void kv_close(struct kv *kv); /* accepts NULL; no transaction may be open */
 
 /* The map must not grow under an open transaction. So begin grows it when it is more than half used
@@ -62,9 +62,9 @@ void kv_abort(struct kv_txn *txn); /* accepts NULL */
 
 /* Borrowed until the next write in this transaction or its end; any alignment. -ERR_NOT_FOUND. */
 int kv_get(struct kv_txn *txn, unsigned table, const void *key, size_t key_length,
-	   struct span *ret_value);
+           struct span *ret_value);
 int kv_put(struct kv_txn *txn, unsigned table, const void *key, size_t key_length,
-	   const void *value, size_t value_length);
+           const void *value, size_t value_length);
 int kv_delete(struct kv_txn *txn, unsigned table, const void *key, size_t key_length);
 /* kv_delete: -ERR_NOT_FOUND. Keys are 1..KV_KEY_MAX bytes (-ERR_INVALID). A value put must not be
  * one borrowed from the same transaction. */
@@ -75,7 +75,7 @@ int kv_clear(struct kv_txn *txn, unsigned table);
  * kv_next yields it and moves on: 0, or -ERR_NOT_FOUND at the end. Writes through the same
  * transaction between two calls are allowed: kv_next re-seeks after the key it returned last. */
 int kv_seek(struct kv_txn *txn, unsigned table, const void *key, size_t key_length,
-	    struct kv_cursor **ret_cursor);
+            struct kv_cursor **ret_cursor);
 int kv_next(struct kv_cursor *cursor, struct span *ret_key, struct span *ret_value);
 void kv_cursor_free(struct kv_cursor *cursor); /* accepts NULL; before its transaction ends */
 

@@ -41,25 +41,27 @@ typedef int object_list_fn(void *context, const struct object_info *info);
 
 struct object_store;
 struct object_ops {
-	/* Must. Append bytes [offset, offset+length) of the object to `ret_bytes`; length UINT64_MAX
-	 * means to the end. Bytes past the end are simply not there. ret_etag may be NULL; asking
-	 * for it may cost reading the whole object. On failure nothing is appended.
+	/* Must. Append bytes [offset, offset+length) of the object to `ret_bytes`; length
+	 * UINT64_MAX means to the end. Bytes past the end are simply not there. ret_etag may be
+	 * NULL; asking for it may cost reading the whole object. On failure nothing is appended.
 	 * -ERR_NOT_FOUND, -ERR_STORE_AWAY. */
 	int (*get)(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
-		   struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
+	           struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
 	/* Must. Write or replace. */
 	int (*put)(struct object_store *store, const char *key, const void *bytes, size_t length,
-		   struct message *message);
+	           struct message *message);
 	/* Must. -ERR_EXISTS when the key exists. */
 	int (*put_if_absent)(struct object_store *store, const char *key, const void *bytes,
-			     size_t length, struct etag *ret_etag, struct message *message);
-	/* Must. -ERR_MOVED when the current etag is another, -ERR_NOT_FOUND when the key is gone. */
+	                     size_t length, struct etag *ret_etag, struct message *message);
+	/* Must. -ERR_MOVED when the current etag is another, -ERR_NOT_FOUND when the key is gone.
+	 */
 	int (*put_if_match)(struct object_store *store, const char *key, const void *bytes,
-			    size_t length, const struct etag *expected, struct etag *ret_etag,
-			    struct message *message);
-	/* Must. Every key that starts with `prefix` (plain string prefix), in ascending byte order. */
+	                    size_t length, const struct etag *expected, struct etag *ret_etag,
+	                    struct message *message);
+	/* Must. Every key that starts with `prefix` (plain string prefix), in ascending byte order.
+	 */
 	int (*list)(struct object_store *store, const char *prefix, object_list_fn *callback,
-		    void *context, struct message *message);
+	            void *context, struct message *message);
 	/* Must. Deleting a missing key is 0. */
 	int (*remove)(struct object_store *store, const char *key, struct message *message);
 	/* Must. */
@@ -76,23 +78,23 @@ struct object_store {
  * other things in it refused (-ERR_NOT_EMPTY). Without `create`: -ERR_NOT_FOUND when no store is
  * there. -ERR_UNSUPPORTED for an unknown scheme. */
 int object_store_open(const char *url, bool create, struct object_store **ret_store,
-		      struct message *message);
+                      struct message *message);
 int object_local_open(const char *directory, bool create, struct object_store **ret_store,
-		      struct message *message);
+                      struct message *message);
 int object_memory_open(struct object_store **ret_store);
 
 /* The contract's calls; they check the key and then dispatch. */
 int object_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
-	       struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
+               struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
 int object_put(struct object_store *store, const char *key, const void *bytes, size_t length,
-	       struct message *message);
+               struct message *message);
 int object_put_if_absent(struct object_store *store, const char *key, const void *bytes,
-			 size_t length, struct etag *ret_etag, struct message *message);
+                         size_t length, struct etag *ret_etag, struct message *message);
 int object_put_if_match(struct object_store *store, const char *key, const void *bytes,
-			size_t length, const struct etag *expected, struct etag *ret_etag,
-			struct message *message);
+                        size_t length, const struct etag *expected, struct etag *ret_etag,
+                        struct message *message);
 int object_list(struct object_store *store, const char *prefix, object_list_fn *callback,
-		void *context, struct message *message);
+                void *context, struct message *message);
 int object_remove(struct object_store *store, const char *key, struct message *message);
 int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total);
 void object_store_free(struct object_store *store); /* accepts NULL */

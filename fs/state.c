@@ -382,9 +382,9 @@ int state_scan(struct state *state, enum state_table table, const void *prefix,
 {
 	struct span start = {prefix, prefix_length}, last = {after, after_length};
 	/* `after` may lie before everything with the prefix. */
-	bool from_prefix = after_length == 0 ||
-	                   memcmp(after, prefix,
-	                          after_length < prefix_length ? after_length : prefix_length) < 0;
+	size_t common = after_length < prefix_length ? after_length : prefix_length;
+	int order = common > 0 ? memcmp(after, prefix, common) : 0;
+	bool from_prefix = order < 0 || (order == 0 && after_length < prefix_length);
 	pthread_mutex_lock(&state->lock);
 	struct kv_cursor *cursor = NULL;
 	int r = usable(state);

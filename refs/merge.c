@@ -431,6 +431,31 @@ static int resolve_files(struct merge *merge, const struct joined *joined,
 	return 0;
 }
 
+static int stop_at_change(void *context, const struct change *change)
+{
+	return STOP;
+}
+
+/* A directory on one side, something else on the other. If in the directory nothing but times
+ * changed since the base, the other side wins. */
+static int resolve_kinds(struct merge *merge, const struct joined *joined,
+                         struct resolution *ret_resolution)
+{
+	const struct tree_entry *base = joined->base, *source = joined->source;
+	const struct tree_entry *target = joined->target;
+	const struct tree_entry *directory = entry_is_directory(source) ? source : target;
+	if (!entry_is_directory(base) || !entry_is_directory(directory) ||
+	    !entry_same_attributes(base, directory))
+		return conflict_here(merge, joined, ret_resolution);
+	int error = diff_trees(merge->odb, &base->content.pointer, &directory->content.pointer,
+	                       NULL, stop_at_change, NULL, merge->message);
+	if (error == STOP)
+		return conflict_here(merge, joined, ret_resolution);
+	if (error)
+		return error;
+	return replace_by(merge, directory == source ? target : source, ret_resolution);
+}
+
 static int resolve(struct merge *merge, const struct roots *roots, const struct joined *joined,
                    struct resolution *ret_resolution)
 {
@@ -454,8 +479,10 @@ static int resolve(struct merge *merge, const struct roots *roots, const struct 
 	bool removed = !source || !target;
 	if (directories && (!removed || entry_is_directory(base)))
 		return resolve_directory(merge, roots, joined, ret_resolution);
-	if (removed || !entry_same_kind(source, target))
+	if (removed)
 		return conflict_here(merge, joined, ret_resolution);
+	if (!entry_same_kind(source, target))
+		return resolve_kinds(merge, joined, ret_resolution);
 	return resolve_files(merge, joined, ret_resolution);
 }
 

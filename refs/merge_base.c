@@ -6,12 +6,12 @@
  * false conflicts (a change that both sides got from the other ancestor) and, worse, can undo a
  * resolution. So, as in git's merge-recursive, the ancestors are merged with each other, from
  * their own common ancestors, recursively. BASE_MERGES_MAX bounds the work for histories that
- * criss-cross without end; beyond it the first ancestor by id is taken as it is, which is a
- * correct base, only a poorer one.
+ * criss-cross without end; beyond it the first ancestor by id is taken as it is, which can make
+ * a false conflict, but never hides one.
  */
 #include "refs/merge_internal.h"
 
-#define BASE_MERGES_MAX 64
+#define BASE_MERGES_MAX 1000
 #define BASES_MAX 16
 
 struct finder {

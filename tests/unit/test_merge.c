@@ -1,0 +1,1156 @@
+/* Tests of refs/merge.h: case by case, against a model, over criss-cross histories, and what it
+ * costs. */
+#include "refs/merge.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+#undef fail /* cmocka's macro hides the function of store/error.h */
+
+struct world {
+	struct object_store *store;
+	struct odb *odb;
+	struct packer *packer;
+	struct history *history;
+	int64_t clock_ms;
+	struct message message;
+};
+
+static int set_up(void **state)
+{
+	struct world *world = calloc(1, sizeof(*world));
+	assert_int_equal(object_memory_open(&world->store), 0);
+	assert_int_equal(odb_new(world->store, &(struct odb_options){0}, &world->odb), 0);
+	assert_int_equal(packer_new(world->odb, &world->packer), 0);
+	assert_int_equal(history_new(world->odb, NULL, &world->history), 0);
+	*state = world;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	struct world *world = *state;
+	history_free(world->history);
+	packer_free(world->packer);
+	odb_free(world->odb);
+	object_store_free(world->store);
+	free(world);
+	return 0;
+}
+
+/* -- trees written as text: "a=1 b/c=2:600@7,v d/ ": content, mode, time, value of user.x -- */
+
+static void set(struct world *world, struct pointer *root, const char *path,
+                const struct tree_entry *entry)
+{
+	assert_int_equal(
+	        tree_set_path(world->odb, world->packer, root, path, entry, root, &world->message),
+	        0);
+}
+
+/* Files whose content is named by a number; never read. */
+static void put(struct world *world, struct pointer *root, const char *path, unsigned content,
+                uint32_t permissions, int64_t mtime_ns, const char *xattr)
+{
+	struct tree_entry entry = {
+	        .attributes = {.mode = S_IFREG | permissions, .mtime_ns = mtime_ns}};
+	struct buffer xattrs = {0};
+	if (xattr) {
+		assert_int_equal(xattrs_set(&xattrs, "user.x", (struct span){xattr, strlen(xattr)}),
+		                 0);
+		entry.xattrs = xattrs.data;
+		entry.xattrs_length = xattrs.length;
+	}
+	sha256_of(&content, sizeof(content), &entry.content.pointer.id);
+	entry.content.kind = CONTENT_CHUNK;
+	entry.content.size = content;
+	set(world, root, path, &entry);
+	buffer_release(&xattrs);
+}
+
+static void put_directory(struct world *world, struct pointer *root, const char *path,
+                          uint32_t permissions)
+{
+	struct tree_entry *found = NULL, made = {.attributes.mode = S_IFDIR | permissions};
+	if (tree_find(world->odb, root, path, &found, NULL) == 0)
+		made.content.pointer = found->content.pointer;
+	free(found);
+	set(world, root, path, &made);
+}
+
+/* "-path" removes; "path/" or "path/:700" is a directory. */
+static struct pointer tree_with(struct world *world, struct pointer root, const char *text)
+{
+	while (*text) {
+		char path[64] = "", xattr[16] = "";
+		unsigned content = 0, permissions = 0644, mtime = 1;
+		int used = 0;
+		if (*text == ' ') {
+			text++;
+			continue;
+		}
+		bool removal = *text == '-';
+		text += removal;
+		assert_int_equal(sscanf(text, "%63[^ =:]%n", path, &used), 1);
+		text += used;
+		size_t length = strlen(path);
+		bool directory = path[length - 1] == '/';
+		if (directory) {
+			path[length - 1] = '\0';
+			permissions = 0755;
+		}
+		if (sscanf(text, "=%u%n", &content, &used) == 1)
+			text += used;
+		if (sscanf(text, ":%o%n", &permissions, &used) == 1)
+			text += used;
+		if (sscanf(text, "@%u%n", &mtime, &used) == 1)
+			text += used;
+		if (sscanf(text, ",%15[^ ]%n", xattr, &used) == 1)
+			text += used;
+		if (removal)
+			set(world, &root, path, NULL);
+		else if (directory)
+			put_directory(world, &root, path, permissions);
+		else
+			put(world, &root, path, content, permissions, mtime, *xattr ? xattr : NULL);
+	}
+	return root;
+}
+
+struct listing {
+	char text[4096];
+};
+
+static int list_entry(void *context, const char *path, const struct tree_entry *entry)
+{
+	struct listing *listing = context;
+	size_t used = strlen(listing->text);
+	char *at = listing->text + used;
+	size_t left = sizeof(listing->text) - used;
+	const struct attributes *attributes = &entry->attributes;
+	unsigned permissions = attributes->mode & 07777;
+	if (S_ISDIR(attributes->mode)) {
+		if (permissions != 0755)
+			snprintf(at, left, "%s/:%o ", path, permissions);
+		else if (pointer_is_none(&entry->content.pointer))
+			snprintf(at, left, "%s/ ", path);
+		return 0;
+	}
+	int n = snprintf(at, left, "%s=%u", path, (unsigned)entry->content.size);
+	if (permissions != 0644)
+		n += snprintf(at + n, left - (size_t)n, ":%o", permissions);
+	if (attributes->mtime_ns != 1)
+		n += snprintf(at + n, left - (size_t)n, "@%d", (int)attributes->mtime_ns);
+	struct span value;
+	if (entry->xattrs_length &&
+	    xattrs_get(entry->xattrs, entry->xattrs_length, "user.x", &value) == 0)
+		n += snprintf(at + n, left - (size_t)n, ",%.*s", (int)value.length,
+		              (const char *)value.data);
+	snprintf(at + n, left - (size_t)n, " ");
+	return 0;
+}
+
+static struct merge_side side_of(struct pointer tree)
+{
+	return (struct merge_side){tree, {.mode = S_IFDIR | 0755}};
+}
+
+/* Expected: the listing of the result, or "! " and the paths in conflict. */
+static void check_result(struct world *world, const struct merge_result *result,
+                         const char *expected)
+{
+	struct listing listing = {.text = ""};
+	if (result->conflict_count > 0) {
+		strcpy(listing.text, "! ");
+		for (size_t i = 0; i < result->conflict_count; i++) {
+			strcat(listing.text, result->conflicts[i].path);
+			strcat(listing.text, " ");
+		}
+	} else {
+		assert_int_equal(tree_visit(world->odb, &result->tree, list_entry, &listing,
+		                            &world->message),
+		                 0);
+	}
+	assert_string_equal(listing.text, expected);
+}
+
+static void check_from(struct world *world, struct pointer base, struct pointer source,
+                       struct pointer target, const struct merge_options *options,
+                       const char *expected)
+{
+	struct merge_side sides[] = {side_of(base), side_of(source), side_of(target)};
+	struct merge_result result;
+	assert_int_equal(merge_trees(world->odb, world->packer, &sides[0], &sides[1], &sides[2],
+	                             options, &result, &world->message),
+	                 0);
+	check_result(world, &result, expected);
+	merge_result_release(&result);
+}
+
+static void check_taking(struct world *world, const char *base_text, const char *source_text,
+                         const char *target_text, const struct take *takes, size_t take_count,
+                         const char *expected)
+{
+	struct pointer base = tree_with(world, pointer_none, base_text);
+	struct pointer source = tree_with(world, base, source_text);
+	struct pointer target = tree_with(world, base, target_text);
+	struct merge_options options = {.takes = takes, .take_count = take_count};
+	check_from(world, base, source, target, &options, expected);
+}
+
+/* Base as text; source and target as changes to it. */
+static void check(struct world *world, const char *base, const char *source, const char *target,
+                  const char *expected)
+{
+	check_taking(world, base, source, target, NULL, 0, expected);
+}
+
+/* The same the other way round. */
+static void check_both(struct world *world, const char *base, const char *a, const char *b,
+                       const char *expected)
+{
+	check(world, base, a, b, expected);
+	check(world, base, b, a, expected);
+}
+
+static void one_side_changed(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "a=1 d/b=1 d/c=1", "a=2 d/b=3 e/f=4 -d/c", "", "a=2 d/b=3 e/f=4 ");
+	check_both(world, "a=1 d/b=1 d/c=1", "a=2", "d/b=2", "a=2 d/b=2 d/c=1 ");
+	check_both(world, "d/b=1 d/c=1", "d/b=2", "d/c=2", "d/b=2 d/c=2 ");
+	check_both(world, "d/b=1 d/c=1", "-d", "", "");
+	check_both(world, "a=1", "", "", "a=1 ");
+	check_both(world, "", "a=1", "b=1", "a=1 b=1 ");
+	check_both(world, "a=1", "-a a/b=1", "c=1", "a/b=1 c=1 ");
+	check_both(world, "a/b=1", "-a a=1", "c=1", "a=1 c=1 ");
+}
+
+static void both_sides_alike(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "a=1 d/b=1", "a=2 -d/b x=1", "a=2 -d/b x=1", "a=2 d/ x=1 ");
+	check_both(world, "a=1 d/b=1", "-d n/x=1", "-d n/x=1", "a=1 n/x=1 ");
+	check_both(world, "a=1", "-a", "-a", "");
+}
+
+static void both_sides_otherwise(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "a=1", "a=2", "a=3", "! a ");
+	check_both(world, "d/e/a=1 b=1", "d/e/a=2 b=2", "d/e/a=3 b=3", "! b d/e/a ");
+	check_both(world, "", "a=2", "a=3", "! a ");
+	check_both(world, "a=1", "-a", "a=3", "! a ");
+	check_both(world, "a=1", "-a a/b=1", "a=3", "! a ");
+	check_both(world, "", "a=1", "a/b=1", "! a ");
+	check_both(world, "a=1", "-a", "-a a/b=1", "! a ");
+	check_both(world, "a/b=1", "-a a=1", "a/b=2", "! a ");
+	check_both(world, "a/b=1", "-a a=1", "-a", "! a ");
+}
+
+static void added_directories(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "", "n/a=1 n/s=1", "n/a=1 n/t=1", "n/a=1 n/s=1 n/t=1 ");
+	check_both(world, "", "n/m/a=1", "n/m/a=2 n/b=1", "! n/m/a ");
+	check_both(world, "", "n/ n/:700", "n/x=1", "! n ");
+	check_both(world, "n=1", "-n n/a=1", "-n n/b=1", "n/a=1 n/b=1 ");
+}
+
+static void removed_directories(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "d/a=1 d/b=1 d/e/c=1", "-d", "d/a=2 d/e/c=2", "! d/a d/e/c ");
+	check_both(world, "d/a=1 d/b=1", "-d", "d/new=2", "! d/new ");
+	check_both(world, "d/a=1 d/b=1", "-d", "d/new/x=2 d/new/y=1", "! d/new ");
+	check_both(world, "d/a=1 d/b=1", "-d", "-d/b", "");
+	check_both(world, "d/a=1 d/e/b=1", "-d", "-d/e", "");
+	check_both(world, "d/a=1 d/b=1", "-d", "d/a=1@9", "");
+	check_both(world, "d/a=1", "-d", "d/:700", "! d ");
+	check_both(world, "d/", "-d", "d/new=2", "! d/new ");
+	check_both(world, "d/ x=1", "-d", "x=2", "x=2 ");
+	check_both(world, "d/a=1 d/e/b=1", "-d", "-d/e d/e=1", "! d/e ");
+	check_both(world, "d/a=1 d/e/b=1", "-d/e", "d/e/b=2", "! d/e/b ");
+}
+
+static void attributes_merge_by_themselves(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "a=1", "a=2", "a=1:600", "a=2:600 ");
+	check_both(world, "a=1", "a=1:600", "a=1:700", "! a ");
+	check_both(world, "a=1", "a=1:600", "a=1:600", "a=1:600 ");
+	check_both(world, "a=1", "a=2,v", "a=1:600", "a=2:600,v ");
+	check_both(world, "a=1", "a=1,v", "a=1,w", "! a ");
+	check_both(world, "a=1,v", "a=1", "a=2,v", "a=2 ");
+	check_both(world, "a=1,v", "a=1", "a=1,w", "! a ");
+	check_both(world, "a=1,v", "a=1", "a=2", "a=2 ");
+	check_both(world, "a=1", "-a", "a=1:600", "! a ");
+	check_both(world, "d/a=1", "d/:700", "d/a=2", "d/:700 d/a=2 ");
+	check_both(world, "d/a=1", "d/:700 d/a=3", "d/:711 d/a=2", "! d d/a ");
+}
+
+static void times_never_conflict(void **state)
+{
+	struct world *world = *state;
+	check_both(world, "a=1@5", "a=1@6", "a=1@7", "a=1@7 ");
+	check_both(world, "a=1@5", "a=1@3", "a=1@2", "a=1@3 ");
+	check_both(world, "a=1@5", "a=1@3", "", "a=1@3 ");
+	check_both(world, "a=1@5", "a=2@6", "a=1@7", "a=2@7 ");
+	check_both(world, "a=1@5", "a=2@6", "a=2@7", "a=2@7 ");
+	check_both(world, "a=1@5", "-a", "a=1@7", "");
+	check_both(world, "", "a=1@6", "a=1@7", "a=1@7 ");
+	check_both(world, "a=1@5", "-a a/b=1", "a=1@7", "a/b=1 ");
+}
+
+#define TAKES(...) \
+	(const struct take[]){__VA_ARGS__}, ARRAY_SIZE(((const struct take[]){__VA_ARGS__}))
+#define SOURCE(path) \
+	{ \
+		SIDE_SOURCE, path \
+	}
+#define TARGET(path) \
+	{ \
+		SIDE_TARGET, path \
+	}
+
+static void taking_a_side(void **state)
+{
+	struct world *world = *state;
+	const char *base = "a=1 b=1 d/x=1 d/y=1";
+	check_taking(world, base, "a=2", "a=3", TAKES(SOURCE("a")), "a=2 b=1 d/x=1 d/y=1 ");
+	check_taking(world, base, "a=2", "a=3", TAKES(TARGET("a")), "a=3 b=1 d/x=1 d/y=1 ");
+	check_taking(world, base, "-a b=2", "a=3", TAKES(SOURCE("a")), "b=2 d/x=1 d/y=1 ");
+	check_taking(world, base, "a=2 b=2", "a=3 b=3", TAKES(SOURCE("a")), "! b ");
+	check_taking(world, base, "a=2 b=2", "a=3 b=3", TAKES(SOURCE("a"), TARGET("b")),
+	             "a=2 b=3 d/x=1 d/y=1 ");
+	/* A directory whole: also what did not conflict. */
+	check_taking(world, base, "d/x=2", "d/x=3 d/y=3 a=3", TAKES(SOURCE("d")),
+	             "a=3 b=1 d/x=2 d/y=1 ");
+	check_taking(world, base, "d/x=2 d/y=2", "d/x=3 a=3", TAKES(TARGET("d")),
+	             "a=3 b=1 d/x=3 d/y=1 ");
+	check_taking(world, base, "d/x=2 d/y=2", "d/x=3 a=3", TAKES(TARGET("d/x")),
+	             "a=3 b=1 d/x=3 d/y=2 ");
+	/* Removed by one, changed by the other. */
+	check_taking(world, base, "-d", "d/x=3", TAKES(SOURCE("d")), "a=1 b=1 ");
+	check_taking(world, base, "-d", "d/x=3", TAKES(TARGET("d")), "a=1 b=1 d/x=3 d/y=1 ");
+	check_taking(world, base, "-d", "d/x=3", TAKES(SOURCE("d/x")), "a=1 b=1 ");
+	check_taking(world, base, "-d", "d/x=3", TAKES(TARGET("d/x")), "a=1 b=1 d/x=3 ");
+	check_taking(world, base, "d/x=3", "-d", TAKES(SOURCE("d/x")), "a=1 b=1 d/x=3 ");
+	check_taking(world, base, "-d", "d/x=3 d/z=1", TAKES(SOURCE("d/x")), "! d/z ");
+	/* Kinds, everything, and the longest path. */
+	check_taking(world, base, "-a a/b=1", "a=3", TAKES(SOURCE("a")), "a/b=1 b=1 d/x=1 d/y=1 ");
+	check_taking(world, base, "-a a/b=1", "a=3", TAKES(SOURCE("a/b")), "! a ");
+	check_taking(world, base, "a=2 b=2", "a=3 -d", TAKES(SOURCE("")), "a=2 b=2 d/x=1 d/y=1 ");
+	check_taking(world, base, "d/x=2 d/y=2 a=2", "d/x=3 d/y=3 a=3",
+	             TAKES(TARGET(""), SOURCE("d"), TARGET("d/x")), "a=3 b=1 d/x=3 d/y=2 ");
+	check_taking(world, base, "d/x=2 n/q=1", "d/x=2", TAKES(TARGET("n/q"), SOURCE("d/x")),
+	             "a=1 b=1 d/x=2 d/y=1 n/ ");
+	/* A change that only one side made can be refused too. */
+	check_taking(world, base, "a=2 b=2", "", TAKES(TARGET("a")), "a=1 b=2 d/x=1 d/y=1 ");
+	check_taking(world, base, "", "a=2 b=2", TAKES(SOURCE("a")), "a=1 b=2 d/x=1 d/y=1 ");
+	check_taking(world, base, "a=2", "", TAKES(TARGET("no/such")), "a=2 b=1 d/x=1 d/y=1 ");
+}
+
+static void conflicts_tell_the_three_sides(void **state)
+{
+	struct world *world = *state;
+	struct pointer base = tree_with(world, pointer_none, "a=1 b=1 c=1 d=1");
+	struct pointer source = tree_with(world, base, "a=2 -b c=2 d=2");
+	struct pointer target = tree_with(world, base, "a=3 b=3 c=3 d=3");
+	struct merge_side sides[] = {side_of(base), side_of(source), side_of(target)};
+	struct merge_result result;
+	assert_int_equal(merge_trees(world->odb, world->packer, &sides[0], &sides[1], &sides[2],
+	                             NULL, &result, &world->message),
+	                 0);
+	assert_int_equal(result.conflict_count, 4);
+	assert_string_equal(result.conflicts[0].path, "a");
+	assert_int_equal(result.conflicts[0].base->content.size, 1);
+	assert_int_equal(result.conflicts[0].source->content.size, 2);
+	assert_int_equal(result.conflicts[0].target->content.size, 3);
+	assert_null(result.conflicts[1].source);
+	merge_result_release(&result);
+	struct merge_options options = {.conflicts_max = 2};
+	check_from(world, base, source, target, &options, "! a b ");
+	/* The root's own attributes. */
+	struct merge_side root[] = {side_of(base), side_of(base), side_of(base)};
+	root[1].root.mode = S_IFDIR | 0700;
+	assert_int_equal(merge_trees(world->odb, world->packer, &root[0], &root[1], &root[2], NULL,
+	                             &result, &world->message),
+	                 0);
+	assert_int_equal(result.conflict_count, 0);
+	assert_int_equal(result.root.mode, S_IFDIR | 0700);
+	root[2].root.mode = S_IFDIR | 0711;
+	assert_int_equal(merge_trees(world->odb, world->packer, &root[0], &root[1], &root[2], NULL,
+	                             &result, &world->message),
+	                 0);
+	assert_int_equal(result.conflict_count, 1);
+	assert_string_equal(result.conflicts[0].path, "");
+	merge_result_release(&result);
+}
+
+static void changed_counts_paths_against_the_target(void **state)
+{
+	struct world *world = *state;
+	struct pointer base = tree_with(world, pointer_none, "a=1 b=1 d/x=1 d/y=1");
+	struct pointer source = tree_with(world, base, "a=2 -d n/o/p=1 n/q=1");
+	struct pointer target = tree_with(world, base, "b=2");
+	struct merge_side sides[] = {side_of(base), side_of(source), side_of(target)};
+	struct merge_result result;
+	assert_int_equal(merge_trees(world->odb, world->packer, &sides[0], &sides[1], &sides[2],
+	                             NULL, &result, &world->message),
+	                 0);
+	assert_int_equal(result.changed, 5);
+	assert_int_equal(result.conflict_count, 0);
+	/* Nothing from the source: the target's very tree. */
+	assert_int_equal(merge_trees(world->odb, world->packer, &sides[0], &sides[0], &sides[2],
+	                             NULL, &result, &world->message),
+	                 0);
+	assert_int_equal(result.changed, 0);
+	assert_true(id_equal(&result.tree.id, &target.id));
+}
+
+/* -- histories -- */
+
+static struct commit *commit_of(struct world *world, struct pointer tree,
+                                const struct commit *first, const struct commit *second)
+{
+	struct pointer parents[2], self;
+	struct commit commit = {
+	        .tree = tree,
+	        .root = {.mode = S_IFDIR | 0755},
+	        .parents = parents,
+	        .author = "test",
+	        .message = "m",
+	        .time_ms = world->clock_ms += 1000,
+	};
+	if (first)
+		parents[commit.parent_count++] = first->self;
+	if (second)
+		parents[commit.parent_count++] = second->self;
+	struct commit *made;
+	assert_int_equal(commit_write(world->odb, world->packer, &commit, &self, &world->message),
+	                 0);
+	assert_int_equal(commit_read(world->odb, &self, &made, &world->message), 0);
+	history_note(world->history, made);
+	return made;
+}
+
+/* Criss-cross: root; then a1, b1 from it; a2 merges b1 into a1, b2 merges a1 into b1. */
+struct crossing {
+	struct commit *root, *a1, *b1, *a2, *b2;
+};
+
+static struct crossing cross(struct world *world, const char *root, const char *a1, const char *b1,
+                             const char *a2, const char *b2)
+{
+	struct crossing made;
+	struct pointer tree = tree_with(world, pointer_none, root);
+	made.root = commit_of(world, tree, NULL, NULL);
+	made.a1 = commit_of(world, tree_with(world, tree, a1), made.root, NULL);
+	made.b1 = commit_of(world, tree_with(world, tree, b1), made.root, NULL);
+	made.a2 = commit_of(world, tree_with(world, pointer_none, a2), made.a1, made.b1);
+	made.b2 = commit_of(world, tree_with(world, pointer_none, b2), made.b1, made.a1);
+	return made;
+}
+
+static void uncross(struct crossing *crossing)
+{
+	free(crossing->root);
+	free(crossing->a1);
+	free(crossing->b1);
+	free(crossing->a2);
+	free(crossing->b2);
+}
+
+static void check_commits(struct world *world, const struct commit *source,
+                          const struct commit *target, const char *expected)
+{
+	struct merge_result result;
+	bool forward, up_to_date;
+	assert_int_equal(merge_commits(world->history, world->odb, world->packer, source, target,
+	                               NULL, &result, &forward, &up_to_date, &world->message),
+	                 0);
+	assert_false(forward);
+	assert_false(up_to_date);
+	check_result(world, &result, expected);
+	merge_result_release(&result);
+}
+
+static void check_crossing(struct world *world, const char *root, const char *a1, const char *b1,
+                           const char *a2, const char *b2, const char *expected)
+{
+	struct crossing crossing = cross(world, root, a1, b1, a2, b2);
+	check_commits(world, crossing.a2, crossing.b2, expected);
+	check_commits(world, crossing.b2, crossing.a2, expected);
+	uncross(&crossing);
+}
+
+static void criss_cross(void **state)
+{
+	struct world *world = *state;
+	/* Nothing in dispute, and each side goes on. */
+	check_crossing(world, "a=1 b=1", "a=2", "b=2", "a=2 b=2 x=1", "a=2 b=2 y=1",
+	               "a=2 b=2 x=1 y=1 ");
+	/* One is as the bases merged, the other changed it again: no conflict, whichever of the
+	 * two bases one would have chosen alone. */
+	check_crossing(world, "a=1 b=1", "a=2", "b=2", "a=2 b=2", "a=3 b=2", "a=3 b=2 ");
+	check_crossing(world, "a=1 b=1", "a=2", "b=2", "a=2 b=2", "a=2 b=3", "a=2 b=3 ");
+	/* Both changed it again. */
+	check_crossing(world, "a=1 b=1", "a=2", "b=2", "a=4 b=2", "a=3 b=2", "! a ");
+	/* The bases conflict; both sides resolved alike, by either, by a third value, by removal.
+	 */
+	check_crossing(world, "a=1 z=1", "a=2", "a=3", "a=2 z=1 x=1", "a=2 z=1", "a=2 x=1 z=1 ");
+	check_crossing(world, "a=1 z=1", "a=2", "a=3", "a=4 z=1 x=1", "a=4 z=1", "a=4 x=1 z=1 ");
+	check_crossing(world, "a=1 z=1", "a=2", "a=3", "z=1 x=1", "z=1", "x=1 z=1 ");
+	/* Resolved differently: in dispute for ever, whatever one side's base was. */
+	check_crossing(world, "a=1 z=1", "a=2", "a=3", "a=2 z=1", "a=3 z=1", "! a ");
+	check_crossing(world, "a=1 z=1", "a=2", "a=3", "a=4 z=1", "a=3 z=1", "! a ");
+	check_crossing(world, "a=1 z=1", "a=2", "a=3", "a=2 z=1", "z=1", "! a ");
+	check_crossing(world, "a=1 z=1", "-a", "a=3", "z=1", "a=3 z=1", "! a ");
+	check_crossing(world, "a=1 z=1", "-a", "a=3", "z=1 y=1", "z=1", "y=1 z=1 ");
+	/* Modes in dispute, with any mode at all. */
+	check_crossing(world, "a=1 z=1", "a=1:600", "a=1:700", "a=1:600 z=1", "a=1:700 z=1",
+	               "! a ");
+	check_crossing(world, "a=1 z=1", "a=1:600", "a=1:700", "a=1:0 z=1", "a=1:700 z=1", "! a ");
+	check_crossing(world, "a=1 z=1", "a=1:600", "a=1:700", "a=1:600 z=2", "a=1:600 z=1",
+	               "a=1:600 z=2 ");
+}
+
+static void criss_cross_with_directories(void **state)
+{
+	struct world *world = *state;
+	/* Removed in one base, changed in the other. */
+	check_crossing(world, "d/a=1 d/b=1", "-d", "d/a=2", "x=1", "y=1", "x=1 y=1 ");
+	check_crossing(world, "d/a=1 d/b=1", "-d", "d/a=2", "d/a=2 d/b=1 x=1", "d/a=2 d/b=1",
+	               "d/a=2 d/b=1 x=1 ");
+	check_crossing(world, "d/a=1 d/b=1", "-d", "d/a=2", "x=1", "d/a=2 d/b=1", "! d/a d/b ");
+	/* A directory's attributes in dispute must not hide what is in it. */
+	check_crossing(world, "d/a=1 d/b=1", "d/:700", "d/:711", "d/a=1 d/b=1 d/:700",
+	               "d/a=2 d/b=1 d/:700", "d/:700 d/a=2 d/b=1 ");
+	check_crossing(world, "d/a=1 d/b=1", "d/:700", "d/:711", "d/a=1 d/b=1 d/:700",
+	               "d/a=2 d/b=1 d/:711", "! d ");
+	/* A file in one, a directory in the other. */
+	check_crossing(world, "z=1", "n=1", "n/x=1", "n=1 z=1", "n=1 z=2", "n=1 z=2 ");
+	check_crossing(world, "z=1", "n=1", "n/x=1", "n/x=1 z=1", "n/x=1 n/y=1 z=2",
+	               "n/x=1 n/y=1 z=2 ");
+	check_crossing(world, "z=1", "n=1", "n/x=1", "n=1 z=1", "n/x=1 z=1", "! n ");
+}
+
+/* Two branches that merge each other in every round; each changes a file of its own between. */
+static void crossing_without_end(void **state)
+{
+	struct world *world = *state;
+	struct pointer tree = tree_with(world, pointer_none, "a=1 b=1 c=1");
+	struct commit *a = commit_of(world, tree, NULL, NULL);
+	struct commit *b = commit_of(world, tree_with(world, tree, "b=2"), a, NULL);
+	struct commit *start = a;
+	a = commit_of(world, tree_with(world, tree, "a=2"), a, NULL);
+	free(start);
+	for (unsigned round = 3; round < 100; round++) {
+		struct merge_result result;
+		bool forward, up_to_date;
+		char text[32];
+		assert_int_equal(merge_commits(world->history, world->odb, world->packer, a, b,
+		                               NULL, &result, &forward, &up_to_date,
+		                               &world->message),
+		                 0);
+		assert_int_equal(result.conflict_count, 0);
+		snprintf(text, sizeof(text), "a=%u b=%u c=1 ", round - 1, round - 1);
+		check_result(world, &result, text);
+		snprintf(text, sizeof(text), "a=%u", round);
+		struct commit *next_a = commit_of(world, tree_with(world, result.tree, text), a, b);
+		snprintf(text, sizeof(text), "b=%u", round);
+		struct commit *next_b = commit_of(world, tree_with(world, result.tree, text), b, a);
+		merge_result_release(&result);
+		free(a);
+		free(b);
+		a = next_a;
+		b = next_b;
+	}
+	free(a);
+	free(b);
+}
+
+static void histories_in_line_and_unrelated(void **state)
+{
+	struct world *world = *state;
+	struct merge_result result;
+	bool forward, up_to_date;
+	struct pointer tree = tree_with(world, pointer_none, "a=1 b=1");
+	struct commit *old = commit_of(world, tree, NULL, NULL);
+	struct commit *new = commit_of(world, tree_with(world, tree, "a=2 b=2"), old, NULL);
+	assert_int_equal(merge_commits(world->history, world->odb, world->packer, new, old, NULL,
+	                               &result, &forward, &up_to_date, &world->message),
+	                 0);
+	assert_true(forward && !up_to_date);
+	assert_int_equal(result.changed, 2);
+	check_result(world, &result, "a=2 b=2 ");
+	assert_int_equal(merge_commits(world->history, world->odb, world->packer, old, new, NULL,
+	                               &result, &forward, &up_to_date, &world->message),
+	                 0);
+	assert_true(!forward && up_to_date);
+	assert_int_equal(result.changed, 0);
+	check_result(world, &result, "a=2 b=2 ");
+	assert_int_equal(merge_commits(world->history, world->odb, world->packer, new, new, NULL,
+	                               &result, &forward, &up_to_date, &world->message),
+	                 0);
+	assert_true(up_to_date);
+	/* A path kept from the target makes it a merge of its own. */
+	struct take take = TARGET("a");
+	struct merge_options options = {.takes = &take, .take_count = 1};
+	assert_int_equal(merge_commits(world->history, world->odb, world->packer, new, old,
+	                               &options, &result, &forward, &up_to_date, &world->message),
+	                 0);
+	assert_true(!forward && !up_to_date);
+	check_result(world, &result, "a=1 b=2 ");
+	struct commit *other =
+	        commit_of(world, tree_with(world, pointer_none, "a=1 c=1"), NULL, NULL);
+	check_commits(world, other, old, "a=1 b=1 c=1 ");
+	struct commit *third = commit_of(world, tree_with(world, pointer_none, "a=5"), NULL, NULL);
+	check_commits(world, third, old, "! a ");
+	free(old);
+	free(new);
+	free(other);
+	free(third);
+}
+
+/* -- against a model: trees as flat lists of files -- */
+
+#define LEAVES_MAX 160
+#define PATH_SIZE 16
+
+struct leaf {
+	char path[PATH_SIZE];
+	int content, mode, mtime, xattr;
+};
+struct flat {
+	struct leaf leaves[LEAVES_MAX]; /* in path order */
+	size_t count;
+};
+
+static int number(int below)
+{
+	return (int)(lrand48() % below);
+}
+
+static const struct leaf *flat_find(const struct flat *flat, const char *path)
+{
+	for (size_t i = 0; i < flat->count; i++)
+		if (strcmp(flat->leaves[i].path, path) == 0)
+			return &flat->leaves[i];
+	return NULL;
+}
+
+static void flat_remove(struct flat *flat, const char *path)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < flat->count; i++)
+		if (!path_within(flat->leaves[i].path, path))
+			flat->leaves[kept++] = flat->leaves[i];
+	flat->count = kept;
+}
+
+/* Whatever is in the way goes. */
+static void flat_set(struct flat *flat, const struct leaf *leaf)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < flat->count; i++)
+		if (!path_within(leaf->path, flat->leaves[i].path) &&
+		    !path_within(flat->leaves[i].path, leaf->path))
+			flat->leaves[kept++] = flat->leaves[i];
+	size_t at = kept;
+	while (at > 0 && strcmp(flat->leaves[at - 1].path, leaf->path) > 0)
+		at--;
+	memmove(&flat->leaves[at + 1], &flat->leaves[at], (kept - at) * sizeof(*leaf));
+	flat->leaves[at] = *leaf;
+	flat->count = kept + 1;
+	assert_true(flat->count < LEAVES_MAX);
+}
+
+static void random_path(char path[PATH_SIZE])
+{
+	int depth = 1 + number(3), used = 0;
+	for (int i = 0; i < depth; i++)
+		used += sprintf(path + used, "%s%c", i ? "/" : "", 'a' + number(4));
+}
+
+static struct leaf random_leaf(void)
+{
+	struct leaf leaf = {.content = 1 + number(3), .mode = number(8) ? 0 : 1 + number(2)};
+	leaf.mtime = number(4);
+	leaf.xattr = number(8) ? 0 : 1 + number(2);
+	random_path(leaf.path);
+	return leaf;
+}
+
+static void random_edit(struct flat *flat)
+{
+	char path[PATH_SIZE];
+	struct leaf leaf = random_leaf();
+	if (flat->count > 0 && number(3)) {
+		leaf = flat->leaves[number((int)flat->count)];
+		int what = number(6);
+		if (what == 0)
+			leaf.content = 1 + number(3);
+		else if (what == 1)
+			leaf.mode = number(3);
+		else if (what == 2)
+			leaf.mtime = number(4);
+		else if (what == 3)
+			leaf.xattr = number(3);
+	} else if (number(3) == 0) {
+		random_path(path);
+		flat_remove(flat, path);
+		return;
+	}
+	if (number(5) == 0)
+		flat_remove(flat, leaf.path);
+	else
+		flat_set(flat, &leaf);
+}
+
+enum kind { KIND_ABSENT, KIND_FILE, KIND_DIRECTORY };
+
+static enum kind kind_at(const struct flat *flat, const char *path)
+{
+	if (flat_find(flat, path))
+		return KIND_FILE;
+	for (size_t i = 0; i < flat->count; i++)
+		if (path_within(flat->leaves[i].path, path))
+			return KIND_DIRECTORY;
+	return KIND_ABSENT;
+}
+
+static bool leaf_same(const struct leaf *a, const struct leaf *b)
+{
+	return a->content == b->content && a->mode == b->mode && a->xattr == b->xattr;
+}
+
+static bool same_below(const struct flat *a, const struct flat *b, const char *path)
+{
+	for (size_t i = 0; i < a->count; i++) {
+		if (!path_within(a->leaves[i].path, path))
+			continue;
+		const struct leaf *other = flat_find(b, a->leaves[i].path);
+		if (!other || !leaf_same(other, &a->leaves[i]))
+			return false;
+	}
+	return true;
+}
+
+static bool same_at(const struct flat *a, const struct flat *b, const char *path)
+{
+	return same_below(a, b, path) && same_below(b, a, path);
+}
+
+struct model {
+	const struct flat *base, *source, *target;
+	struct flat result;
+	struct flat conflicts; /* paths alone */
+};
+
+static void model_conflict(struct model *model, const char *path)
+{
+	struct leaf leaf = {0};
+	strcpy(leaf.path, path);
+	model->conflicts.leaves[model->conflicts.count++] = leaf;
+}
+
+static int model_value(struct model *model, const char *path, bool has_base, int base, int source,
+                       int target)
+{
+	if (source == target || (has_base && base == source))
+		return target;
+	if (has_base && base == target)
+		return source;
+	if (model->conflicts.count == 0 ||
+	    strcmp(model->conflicts.leaves[model->conflicts.count - 1].path, path) != 0)
+		model_conflict(model, path);
+	return target;
+}
+
+static int model_time(const struct leaf *base, int source, int target)
+{
+	if (base && base->mtime == source)
+		return target;
+	if (base && base->mtime == target)
+		return source;
+	return source > target ? source : target;
+}
+
+static void model_files(struct model *model, const char *path)
+{
+	const struct leaf *base = flat_find(model->base, path);
+	const struct leaf *source = flat_find(model->source, path);
+	const struct leaf *target = flat_find(model->target, path), *from = base;
+	struct leaf leaf = *target, none = {0};
+	if (!from)
+		from = &none;
+	leaf.content =
+	        model_value(model, path, base, from->content, source->content, target->content);
+	leaf.mode = model_value(model, path, base, from->mode, source->mode, target->mode);
+	leaf.xattr = model_value(model, path, base, from->xattr, source->xattr, target->xattr);
+	leaf.mtime = model_time(base, source->mtime, target->mtime);
+	flat_set(&model->result, &leaf);
+}
+
+static void model_copy(struct model *model, const struct flat *from, const char *path)
+{
+	for (size_t i = 0; i < from->count; i++)
+		if (path_within(from->leaves[i].path, path))
+			flat_set(&model->result, &from->leaves[i]);
+}
+
+static void model_path(struct model *model, const char *path, int depth)
+{
+	enum kind base = kind_at(model->base, path), source = kind_at(model->source, path);
+	enum kind target = kind_at(model->target, path);
+	if (source == KIND_DIRECTORY && target == KIND_DIRECTORY) {
+		for (char name = 'a'; name <= 'd' && depth < 3; name++) {
+			char below[PATH_SIZE + 2];
+			sprintf(below, "%s%s%c", path, depth ? "/" : "", name);
+			model_path(model, below, depth + 1);
+		}
+	} else if (source == KIND_FILE && target == KIND_FILE) {
+		model_files(model, path);
+	} else if (same_at(model->base, model->target, path)) {
+		model_copy(model, model->source, path);
+	} else if (same_at(model->base, model->source, path)) {
+		model_copy(model, model->target, path);
+	} else if (base == KIND_DIRECTORY && (source == KIND_ABSENT || target == KIND_ABSENT) &&
+	           source != KIND_FILE && target != KIND_FILE) {
+		const struct flat *only = source == KIND_ABSENT ? model->target : model->source;
+		for (size_t i = 0; i < only->count; i++) {
+			const struct leaf *leaf = &only->leaves[i];
+			const struct leaf *old = flat_find(model->base, leaf->path);
+			if (path_within(leaf->path, path) && (!old || !leaf_same(old, leaf)))
+				model_conflict(model, leaf->path);
+		}
+	} else if (source != target) {
+		model_conflict(model, path);
+	}
+}
+
+static void model_merge(struct model *model)
+{
+	model->result.count = model->conflicts.count = 0;
+	for (char name = 'a'; name <= 'd'; name++)
+		model_path(model, (char[]){name, '\0'}, 1);
+}
+
+static struct pointer flat_to_tree(struct world *world, const struct flat *flat)
+{
+	static const uint32_t modes[] = {0644, 0600, 0755};
+	static const char *const xattrs[] = {NULL, "v", "w"};
+	struct pointer root = pointer_none;
+	/* A fixed time of directories made on the way: the first leaf's would be random. */
+	for (size_t i = 0; i < flat->count; i++) {
+		char path[PATH_SIZE];
+		strcpy(path, flat->leaves[i].path);
+		for (char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
+			struct tree_entry *found;
+			*slash = '\0';
+			if (tree_find(world->odb, &root, path, &found, NULL) == 0)
+				free(found);
+			else
+				put_directory(world, &root, path, 0755);
+			*slash = '/';
+		}
+		const struct leaf *leaf = &flat->leaves[i];
+		put(world, &root, path, (unsigned)leaf->content, modes[leaf->mode], leaf->mtime + 1,
+		    xattrs[leaf->xattr]);
+	}
+	return root;
+}
+
+static int visit_leaf(void *context, const char *path, const struct tree_entry *entry)
+{
+	struct flat *flat = context;
+	if (S_ISDIR(entry->attributes.mode))
+		return 0;
+	struct leaf leaf = {.content = (int)entry->content.size,
+	                    .mtime = (int)entry->attributes.mtime_ns - 1};
+	uint32_t permissions = entry->attributes.mode & 07777;
+	struct span value;
+	strcpy(leaf.path, path);
+	leaf.mode = permissions == 0644 ? 0 : permissions == 0600 ? 1 : 2;
+	if (entry->xattrs_length &&
+	    xattrs_get(entry->xattrs, entry->xattrs_length, "user.x", &value) == 0)
+		leaf.xattr = *(const char *)value.data == 'v' ? 1 : 2;
+	flat->leaves[flat->count++] = leaf;
+	return 0;
+}
+
+/* Each conflict of one list is at, above or below one of the other. */
+static void assert_conflicts_match(const struct merge_result *result, const struct flat *model)
+{
+	for (size_t i = 0; i < result->conflict_count; i++) {
+		bool found = false;
+		for (size_t k = 0; k < model->count; k++)
+			found = found ||
+			        path_within(model->leaves[k].path, result->conflicts[i].path);
+		assert_true(found);
+	}
+	for (size_t k = 0; k < model->count; k++) {
+		bool found = false;
+		for (size_t i = 0; i < result->conflict_count; i++)
+			found = found ||
+			        path_within(model->leaves[k].path, result->conflicts[i].path);
+		assert_true(found);
+	}
+}
+
+static void print_flat(const char *what, const struct flat *flat)
+{
+	print_message("%s:", what);
+	for (size_t i = 0; i < flat->count; i++)
+		print_message(" %s=%d:%d@%d,%d", flat->leaves[i].path, flat->leaves[i].content,
+		              flat->leaves[i].mode, flat->leaves[i].mtime, flat->leaves[i].xattr);
+	print_message("\n");
+}
+
+static void print_round(const struct model *model, const struct merge_result *result,
+                        const struct flat *found)
+{
+	print_flat("base", model->base);
+	print_flat("source", model->source);
+	print_flat("target", model->target);
+	print_flat("model's conflicts", &model->conflicts);
+	print_flat("model's result", &model->result);
+	print_flat("found", found);
+	for (size_t i = 0; i < result->conflict_count; i++)
+		print_message("conflict %s\n", result->conflicts[i].path);
+}
+
+static void compare_with_model(struct world *world, struct model *model,
+                               const struct merge_options *options)
+{
+	struct merge_side base = side_of(flat_to_tree(world, model->base));
+	struct merge_side source = side_of(flat_to_tree(world, model->source));
+	struct merge_side target = side_of(flat_to_tree(world, model->target));
+	struct merge_result result;
+	struct flat found = {.count = 0};
+	assert_int_equal(merge_trees(world->odb, world->packer, &base, &source, &target, options,
+	                             &result, &world->message),
+	                 0);
+	if (getenv("TEST_PRINT"))
+		print_round(model, &result, &found);
+	assert_conflicts_match(&result, &model->conflicts);
+	if (result.conflict_count == 0) {
+		assert_int_equal(
+		        tree_visit(world->odb, &result.tree, visit_leaf, &found, &world->message),
+		        0);
+		assert_int_equal(found.count, model->result.count);
+		for (size_t i = 0; i < found.count; i++)
+			assert_memory_equal(&found.leaves[i], &model->result.leaves[i],
+			                    sizeof(struct leaf));
+	}
+	merge_result_release(&result);
+}
+
+/* The side's state of one name at the top, in all three: then there is nothing to decide. */
+static void impose(struct flat *flat, const struct flat *side, const char *path)
+{
+	flat_remove(flat, path);
+	for (size_t i = 0; i < side->count; i++)
+		if (path_within(side->leaves[i].path, path))
+			flat_set(flat, &side->leaves[i]);
+}
+
+static void round_of_model(struct world *world, size_t *conflicts)
+{
+	static struct flat base, source, target, imposed[3];
+	static struct model model;
+	base.count = 0;
+	int leaves = number(14), edits = 1 + number(5);
+	for (int i = 0; i < leaves; i++) {
+		struct leaf leaf = random_leaf();
+		flat_set(&base, &leaf);
+	}
+	source = target = base;
+	for (int i = 0; i < edits; i++) {
+		random_edit(&source);
+		random_edit(&target);
+	}
+	model.base = &base;
+	model.source = &source;
+	model.target = &target;
+	model_merge(&model);
+	compare_with_model(world, &model, NULL);
+	*conflicts += model.conflicts.count > 0;
+	/* Again with a name taken from a side. */
+	char path[2] = {(char)('a' + number(4)), '\0'};
+	struct take take = {number(2) ? SIDE_SOURCE : SIDE_TARGET, path};
+	const struct flat *side = take.side == SIDE_SOURCE ? &source : &target;
+	imposed[0] = base;
+	imposed[1] = source;
+	imposed[2] = target;
+	for (int i = 0; i < 3; i++)
+		impose(&imposed[i], side, path);
+	model.base = &imposed[0];
+	model.source = &imposed[1];
+	model.target = &imposed[2];
+	model_merge(&model);
+	model.base = &base;
+	model.source = &source;
+	model.target = &target;
+	compare_with_model(world, &model, &(struct merge_options){.takes = &take, .take_count = 1});
+}
+
+static void random_trees_match_the_model(void **state)
+{
+	const char *given = getenv("TEST_SEED");
+	const char *rounds_given = getenv("TEST_ROUNDS");
+	int rounds = rounds_given ? atoi(rounds_given) : 2000;
+	uint64_t seed = given ? strtoull(given, NULL, 0) : random_u64() >> 16;
+	size_t conflicts = 0;
+	print_message("TEST_SEED=%llu\n", (unsigned long long)seed);
+	for (int round = 0; round < rounds; round++) {
+		/* Each round can be repeated alone: its seed is the first's plus its number. */
+		srand48((long)(seed + (uint64_t)round));
+		if (getenv("TEST_PRINT"))
+			print_message("round %d\n", round);
+		if (round % 500 == 0 && round > 0) {
+			tear_down(state);
+			set_up(state);
+		}
+		struct world *world = *state;
+		round_of_model(world, &conflicts);
+	}
+	print_message("%d rounds, %zu with conflicts\n", rounds, conflicts);
+	assert_true(rounds < 100 || (conflicts > 0 && conflicts < (size_t)rounds));
+}
+
+/* -- cost -- */
+
+struct many {
+	unsigned next, count;
+	struct tree_entry entry;
+	char name[32];
+	const struct pointer *root; /* of each entry, when they are directories */
+};
+
+static int next_of_many(void *context, struct tree_edit *ret_edit)
+{
+	struct many *many = context;
+	if (many->next == many->count)
+		return -ERR_NOT_FOUND;
+	unsigned number_of = many->next++;
+	int length = snprintf(many->name, sizeof(many->name), "f%07u", number_of);
+	if (many->root) {
+		many->entry.attributes.mode = S_IFDIR | 0755;
+		many->entry.content.pointer = *many->root;
+	} else {
+		many->entry.attributes.mode = S_IFREG | 0644;
+		many->entry.content.kind = CONTENT_CHUNK;
+		many->entry.content.size = number_of + 1;
+		sha256_of(&number_of, sizeof(number_of), &many->entry.content.pointer.id);
+	}
+	*ret_edit = (struct tree_edit){many->name, (size_t)length, &many->entry};
+	return 0;
+}
+
+static struct pointer directory_of(struct world *world, unsigned count, const struct pointer *root)
+{
+	struct many many = {.count = count, .root = root};
+	struct pointer made;
+	assert_int_equal(tree_apply(world->odb, world->packer, &pointer_none, next_of_many, &many,
+	                            &made, &world->message),
+	                 0);
+	return made;
+}
+
+static struct pointer edited(struct world *world, struct pointer root, unsigned directories,
+                             unsigned files, unsigned offset)
+{
+	for (unsigned i = 0; i < 10; i++) {
+		char path[64];
+		unsigned file = (i * (files / 10) + offset) % files;
+		if (directories)
+			snprintf(path, sizeof(path), "f%07u/f%07u",
+			         i * (directories / 10) % directories, file);
+		else
+			snprintf(path, sizeof(path), "f%07u", file);
+		put(world, &root, path, 5000000 + offset + i, 0644, 1, NULL);
+	}
+	return root;
+}
+
+/* Reads from the store and milliseconds of a merge with nothing cached. */
+static void cost_of(struct world *world, unsigned directories, unsigned files, uint64_t *ret_reads,
+                    double *ret_ms)
+{
+	struct pointer base = directory_of(world, files, NULL);
+	if (directories)
+		base = directory_of(world, directories, &base);
+	struct pointer source = edited(world, base, directories, files, 0);
+	struct pointer target = edited(world, base, directories, files, 1);
+	assert_int_equal(packer_flush(world->packer, &world->message), 0);
+	struct odb *odb;
+	struct packer *packer;
+	assert_int_equal(odb_new(world->store, &(struct odb_options){0}, &odb), 0);
+	assert_int_equal(packer_new(odb, &packer), 0);
+	struct merge_side sides[] = {side_of(base), side_of(source), side_of(target)};
+	struct merge_result result;
+	int64_t start = clock_wall_ns();
+	assert_int_equal(merge_trees(odb, packer, &sides[0], &sides[1], &sides[2], NULL, &result,
+	                             &world->message),
+	                 0);
+	*ret_ms = (double)(clock_wall_ns() - start) / 1e6;
+	assert_int_equal(result.conflict_count, 0);
+	assert_int_equal(result.changed, 10);
+	struct odb_stats stats;
+	odb_stats(odb, &stats);
+	*ret_reads = stats.reads;
+	packer_free(packer);
+	odb_free(odb);
+}
+
+static void cost_is_what_changed(void **state)
+{
+	struct world *world = *state;
+	static const struct {
+		unsigned directories, files;
+	} shapes[] = {{0, 1000}, {0, 1000000}, {10, 100}, {1000, 1000}};
+	uint64_t reads[ARRAY_SIZE(shapes)];
+	double ms[ARRAY_SIZE(shapes)];
+	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
+		cost_of(world, shapes[i].directories, shapes[i].files, &reads[i], &ms[i]);
+		print_message("%u directories of %u files, 10 changes on each side: %llu reads, "
+		              "%.1f ms\n",
+		              shapes[i].directories, shapes[i].files, (unsigned long long)reads[i],
+		              ms[i]);
+	}
+	/* At most a path of nodes per change and tree, with neighbours where boundaries moved. */
+	assert_true(reads[1] < 300);
+	assert_true(reads[3] < 400);
+	assert_true(ms[1] < 2000 && ms[3] < 2000);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	        TEST(one_side_changed),
+	        TEST(both_sides_alike),
+	        TEST(both_sides_otherwise),
+	        TEST(added_directories),
+	        TEST(removed_directories),
+	        TEST(attributes_merge_by_themselves),
+	        TEST(times_never_conflict),
+	        TEST(taking_a_side),
+	        TEST(conflicts_tell_the_three_sides),
+	        TEST(changed_counts_paths_against_the_target),
+	        TEST(criss_cross),
+	        TEST(criss_cross_with_directories),
+	        TEST(crossing_without_end),
+	        TEST(histories_in_line_and_unrelated),
+	        TEST(random_trees_match_the_model),
+	        TEST(cost_is_what_changed),
+	};
+	return cmocka_run_group_tests_name("merge", tests, NULL, NULL);
+}

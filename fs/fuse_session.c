@@ -11,6 +11,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -109,11 +110,18 @@ static void unmount_lazily(const char *path)
 			continue;
 }
 
+/* The kernel answers stat from its cache long after a daemon has died; statfs never. */
+static int reach(const char *path, struct stat *ret_stat)
+{
+	struct statvfs space;
+	return stat(path, ret_stat) < 0 ? -1 : statvfs(path, &space);
+}
+
 static int mountpoint_check(const char *path, struct message *message)
 {
 	struct mounted mounted;
 	struct stat stat_;
-	for (int i = 0; i < 8 && stat(path, &stat_) < 0; i++) {
+	for (int i = 0; i < 8 && reach(path, &stat_) < 0; i++) {
 		if (errno == ENOENT)
 			return fail(message, -ERR_NOT_FOUND, "%s does not exist; make it: mkdir %s",
 			            path, path);

@@ -138,7 +138,7 @@ change_on_dev() {
        WHERE delay <= 180) TO '$lake/dev/june.parquet'\""
 	show "rm $lake/dev/flights/month=6/*"
 	show "mv $lake/dev/june.parquet $lake/dev/flights/month=6/data_0.parquet"
-	show "echo '\"ZZZ\",\"Example Field\",\"Nowhere\",\"AK\",\"USA\",61.5,-149.5' >>$lake/dev/airports/airports.csv"
+	show "echo 'ZZZ,Example Field,Nowhere,AK,USA,61.5,-149.5' >>$lake/dev/airports/airports.csv"
 
 	chapter "The same query on both: different answers"
 	show "sql \"SELECT m.*, d.flights AS dev_flights, d.delay AS dev_delay FROM

@@ -19,6 +19,8 @@ static void must(int rc)
 static void prepare(void)
 {
 	static const struct ref_author author = {"ann@host", "commit"};
+	static const size_t first_parent[] = {0, 0, 1, 1, 1};
+	static const size_t parent_count[] = {0, 1, 1, 1, 3};
 	const struct odb_options options = {0};
 	struct object_store *store;
 	struct packer *packer;
@@ -30,16 +32,15 @@ static void prepare(void)
 	must(packer_new(odb, &packer));
 	for (size_t i = 0; i < 5; i++) {
 		struct commit commit = {.root = {.mode = S_IFDIR | 0755},
-		                        .parents = i < 3 ? &nodes[i - 1] : &nodes[1],
-		                        .parent_count = i == 0   ? 0
-		                                        : i == 4 ? 3
-		                                                 : 1,
+		                        .parents = &nodes[first_parent[i]],
+		                        .parent_count = parent_count[i],
 		                        .author = "ann",
 		                        .time_ms = (int64_t)i};
 
 		must(commit_write(odb, packer, &commit, &nodes[i], NULL));
 	}
 	must(packer_flush(packer, NULL));
+	packer_free(packer);
 	must(ref_create(store, REF_BRANCH, "main", &nodes[4], &author, NULL));
 	must(ref_create(store, REF_TAG, "v1", &nodes[1], &author, NULL));
 	must(ref_create(store, REF_BRANCH, "abcdef", &nodes[2], &author, NULL));

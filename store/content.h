@@ -29,7 +29,8 @@ static inline bool content_equal(const struct content *a, const struct content *
 }
 
 /* Store the first `size` bytes of `fd` (holes are found with SEEK_HOLE and skipped cheaply).
- * A file that becomes shorter meanwhile is -ERR_BUSY. Blocks on disk and store. */
+ * A file that becomes shorter meanwhile is -ERR_BUSY. Moves the descriptor's file position.
+ * Blocks on disk and store. */
 int content_store(struct packer *packer, int fd, uint64_t size, const struct progress *progress,
 		  struct content *ret_content, struct message *message);
 
@@ -40,8 +41,9 @@ struct extent {
 };
 /* The same result as content_store, reading only what changed: `fd` holds valid bytes in the
  * `dirty` extents (ascending, disjoint, not touching); everything else below min(base->size,
- * size) is as in `base`; what lies beyond base->size and is not dirty is zero. Bytes next to a
- * dirty extent are re-read from `base` through the odb. Cost: what changed, plus O(log n). */
+ * size) is as in `base`; what lies beyond base->size and is not dirty is zero. (A file that was
+ * cut and grew again: what was cut is dirty.) Bytes next to a dirty extent are re-read from
+ * `base` through the odb. Cost: what changed, plus O(log n). */
 int content_store_edit(struct packer *packer, struct odb *odb, const struct content *base, int fd,
 		       uint64_t size, const struct extent *dirty, size_t dirty_count,
 		       const struct progress *progress, struct content *ret_content,

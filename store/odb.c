@@ -238,15 +238,37 @@ static int pack_is_present(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
 	return 0;
 }
 
-/* -- the index: id -> kind u8, place, and for all but chunks the first bytes of the seal -- */
+/* -- the index: id -> kind u8, place, for all but chunks the first bytes of the seal, check -- */
 
-static int index_value_decode(struct span value, enum record_kind kind,
+/* A bit that falls over in the index must not send a commit to a place where its bytes are not. */
+static int index_check(const struct id *id, const void *value, size_t length,
+                       uint8_t ret_check[CHECK_BYTES])
+{
+	uint8_t bytes[ID_BYTES + 1 + PLACE_ENCODED_BYTES + CHECK_BYTES];
+
+	if (length > sizeof(bytes) - ID_BYTES)
+		return -ERR_CORRUPT;
+	memcpy(bytes, id->bytes, ID_BYTES);
+	memcpy(bytes + ID_BYTES, value, length);
+	codec_check(bytes, ID_BYTES + length, ret_check);
+	return 0;
+}
+
+static int index_value_decode(const struct id *id, struct span value, enum record_kind kind,
                               const uint8_t seal[CHECK_BYTES], struct place *ret_place)
 {
-	struct reader reader = reader_of(value.data, value.length);
+	struct reader reader;
 	const uint8_t *found_seal;
+	uint8_t check[CHECK_BYTES];
+	size_t length;
 
-	if (read_u8(&reader) != (uint8_t)kind)
+	if (value.length < CHECK_BYTES)
+		return -ERR_NOT_FOUND;
+	length = value.length - CHECK_BYTES;
+	reader = reader_of(value.data, length);
+	if (index_check(id, value.data, length, check) ||
+	    memcmp(check, (const uint8_t *)value.data + length, CHECK_BYTES) != 0 ||
+	    read_u8(&reader) != (uint8_t)kind)
 		return -ERR_NOT_FOUND;
 	place_decode(&reader, ret_place);
 	found_seal = kind == RECORD_CHUNK ? seal : read_bytes(&reader, CHECK_BYTES);
@@ -267,7 +289,7 @@ bool odb_index_find(struct odb *odb, const struct id *id, enum record_kind kind,
 		return false;
 	error = kv_get(txn, INDEX_TABLE, id->bytes, ID_BYTES, &value);
 	if (!error)
-		error = index_value_decode(value, kind, seal, &place);
+		error = index_value_decode(id, value, kind, seal, &place);
 	kv_abort(txn);
 	if (error)
 		return false;
@@ -286,11 +308,15 @@ bool odb_index_find(struct odb *odb, const struct id *id, enum record_kind kind,
 static int index_put(struct kv_txn *txn, const struct packed *packed)
 {
 	CLEANUP(buffer_release) struct buffer value = {0};
+	uint8_t check[CHECK_BYTES];
 
 	buffer_u8(&value, (uint8_t)packed->entry.kind);
 	place_encode(&value, &packed->entry.place);
 	if (packed->entry.kind != RECORD_CHUNK)
 		buffer_append(&value, packed->seal, CHECK_BYTES);
+	if (buffer_check(&value) || index_check(&packed->entry.id, value.data, value.length, check))
+		return -ERR_NO_MEMORY;
+	buffer_append(&value, check, CHECK_BYTES);
 	if (buffer_check(&value))
 		return -ERR_NO_MEMORY;
 	return kv_put(txn, INDEX_TABLE, packed->entry.id.bytes, ID_BYTES, value.data, value.length);

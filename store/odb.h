@@ -91,8 +91,10 @@ int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t coun
 
 /*
  * packer — collects new records into packs. Several threads may add to one packer.
- * Full packs are put as they fill; packer_flush puts the rest and then enters everything in the
- * index. Freeing a packer without flushing forgets what was not yet put.
+ * Full packs are put as they fill; packer_flush puts the rest, content before trees. A pack's
+ * records are entered in the index once it is durable (without an index the packer itself
+ * remembers all it added, and its memory grows with that). Freeing a packer without flushing
+ * forgets what was not yet put: pointers to it are then void.
  */
 struct packer;
 int packer_new(struct odb *odb, struct packer **ret_packer);
@@ -105,6 +107,8 @@ int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
 int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
 		      size_t logical_length, const void *places, size_t places_length,
 		      struct pointer *ret_pointer, struct message *message);
+/* When this returns 0, everything added before is durable. A failure loses nothing: packs that
+ * could not be put stay in memory (at most three, then adding fails too); call it again. */
 int packer_flush(struct packer *packer, struct message *message);
 struct packer_stats {
 	uint64_t packs_put;

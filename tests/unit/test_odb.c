@@ -834,6 +834,39 @@ static void test_missing_pack_is_not_used(void **state)
 	expect_chunk(fixture, &second, bytes, sizeof(bytes));
 }
 
+/* Whatever the index says, a pointer that the packer yields can be read. */
+static void test_damaged_index_is_not_believed(void **state)
+{
+	struct fixture *fixture = *state;
+	uint8_t bytes[5000], copy[100];
+	struct pointer pointer;
+	struct kv_txn *txn;
+	struct span value;
+
+	fill_random(bytes, sizeof(bytes), 1);
+	add_chunk(fixture, bytes, sizeof(bytes), &pointer, NULL);
+	flush(fixture);
+	assert_int_equal(kv_begin(fixture->index, false, &txn), 0);
+	assert_int_equal(kv_get(txn, 0, &pointer.id, ID_BYTES, &value), 0);
+	assert_int_equal(value.length, 1 + PLACE_ENCODED_BYTES + 8);
+	memcpy(copy, value.data, value.length);
+	kv_abort(txn);
+	for (size_t i = 0; i < 2 * value.length; i++) {
+		size_t length = i < value.length ? value.length : i - value.length;
+		bool new;
+
+		copy[i % value.length] ^= (uint8_t)(i < value.length ? 1 : 0);
+		assert_int_equal(kv_begin(fixture->index, true, &txn), 0);
+		assert_int_equal(kv_put(txn, 0, &pointer.id, ID_BYTES, copy, length), 0);
+		assert_int_equal(kv_commit(txn), 0);
+		copy[i % value.length] ^= (uint8_t)(i < value.length ? 1 : 0);
+		new_packer(fixture);
+		add_chunk(fixture, bytes, sizeof(bytes), &pointer, &new);
+		assert_true(new);
+		expect_chunk(fixture, &pointer, bytes, sizeof(bytes));
+	}
+}
+
 static void test_index_waits_for_durability(void **state)
 {
 	struct fixture *fixture = *state;
@@ -932,9 +965,9 @@ static void test_table_of_contents(void **state)
 
 int main(void)
 {
-#define BOTH(test) \
-	cmocka_unit_test_setup_teardown(test, setup, teardown), \
-	        cmocka_unit_test_setup_teardown(test, setup_indexed, teardown)
+#define PLAIN(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define INDEXED(test) cmocka_unit_test_setup_teardown(test, setup_indexed, teardown)
+#define BOTH(test) PLAIN(test), INDEXED(test)
 	const struct CMUnitTest tests[] = {
 	        cmocka_unit_test(test_place_round_trip),
 	        cmocka_unit_test(test_place_refuses_nonsense),
@@ -945,24 +978,20 @@ int main(void)
 	        BOTH(test_chunk_is_never_taken_for_a_list),
 	        BOTH(test_failed_put_can_be_repeated),
 	        BOTH(test_store_away_bounds_memory),
-	        cmocka_unit_test_setup_teardown(test_every_damaged_byte_is_found, setup, teardown),
-	        cmocka_unit_test_setup_teardown(test_unknown_versions_are_refused, setup, teardown),
-	        cmocka_unit_test_setup_teardown(test_one_bad_read_is_repeated, setup, teardown),
-	        cmocka_unit_test_setup_teardown(test_wrong_kind_or_id_is_refused, setup, teardown),
-	        cmocka_unit_test_setup_teardown(test_neighbours_are_one_request, setup, teardown),
-	        cmocka_unit_test_setup_teardown(test_cache_hits_and_stays_bounded, setup, teardown),
+	        PLAIN(test_every_damaged_byte_is_found),
+	        PLAIN(test_unknown_versions_are_refused),
+	        PLAIN(test_one_bad_read_is_repeated),
+	        PLAIN(test_wrong_kind_or_id_is_refused),
+	        PLAIN(test_neighbours_are_one_request),
+	        PLAIN(test_cache_hits_and_stays_bounded),
 	        BOTH(test_threads_share_a_packer),
-	        cmocka_unit_test_setup_teardown(test_index_deduplicates_across_packers,
-	                                        setup_indexed, teardown),
-	        cmocka_unit_test_setup_teardown(test_missing_pack_is_not_used, setup_indexed,
-	                                        teardown),
-	        cmocka_unit_test_setup_teardown(test_index_waits_for_durability, setup_indexed,
-	                                        teardown),
-	        cmocka_unit_test_setup_teardown(test_removed_pack_leaves_the_index, setup_indexed,
-	                                        teardown),
-	        cmocka_unit_test_setup_teardown(test_removed_damaged_pack_leaves_the_index,
-	                                        setup_indexed, teardown),
-	        cmocka_unit_test_setup_teardown(test_table_of_contents, setup_indexed, teardown),
+	        INDEXED(test_index_deduplicates_across_packers),
+	        INDEXED(test_missing_pack_is_not_used),
+	        INDEXED(test_damaged_index_is_not_believed),
+	        INDEXED(test_index_waits_for_durability),
+	        INDEXED(test_removed_pack_leaves_the_index),
+	        INDEXED(test_removed_damaged_pack_leaves_the_index),
+	        INDEXED(test_table_of_contents),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

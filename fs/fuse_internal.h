@@ -12,10 +12,10 @@
 
 struct notice;
 struct mount {
+	struct passthrough passthrough; /* first: see passthrough_install */
 	struct lake *lake;
 	struct vfs *vfs;
 	struct fuse_session *session;
-	struct passthrough passthrough;
 	char *mountpoint;
 	unsigned threads;
 	pthread_t runner; /* while `running` */

@@ -31,7 +31,8 @@ struct passthrough {
 	atomic_bool kill_priv; /* we clear set-id bits (FUSE_HANDLE_KILLPRIV_V2) */
 	atomic_bool offered, offered_kill_priv, initialised;
 };
-/* After fuse_session_mount, before the first request is read. 0, or -1. */
+/* After fuse_session_mount, before the first request is read. 0, or -1. libfuse hands the session's
+ * user data to the hooks: it must start with this struct. */
 int passthrough_install(struct passthrough *passthrough, struct fuse_session *session);
 /* From the init handler. */
 void passthrough_negotiate(struct passthrough *passthrough, struct fuse_conn_info *connection);

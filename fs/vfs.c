@@ -256,7 +256,7 @@ int node_intern(struct vfs *vfs, struct node *parent, const char *name, const st
 	return result;
 }
 
-int node_entry(struct vfs *vfs, struct node *node, const struct inode *inode,
+int node_describe(struct vfs *vfs, struct node *node, const struct inode *inode,
                struct vfs_entry *ret_entry)
 {
 	int result = node_stat(vfs, node, inode, &ret_entry->stat);
@@ -286,7 +286,7 @@ int name_entry(struct vfs *vfs, struct node *parent, const char *name, struct vf
 		if (scope_epoch(parent->scope) != known.epoch)
 			result = -ERR_STALE;
 		if (result >= 0)
-			result = node_entry(vfs, node, &known.inode, ret_entry);
+			result = node_describe(vfs, node, &known.inode, ret_entry);
 		if (result < 0)
 			node_forget(vfs, node, 1);
 		node_put(vfs, node);

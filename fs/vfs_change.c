@@ -68,7 +68,7 @@ static int make(struct vfs *vfs, struct node *parent, const char *name, const st
 	result = node_intern(vfs, parent, name, &known, &node);
 	if (result < 0)
 		return result;
-	result = node_entry(vfs, node, &known.inode, ret_entry);
+	result = node_describe(vfs, node, &known.inode, ret_entry);
 	if (result < 0)
 		node_forget(vfs, node, 1);
 	node_put(vfs, node);
@@ -406,7 +406,7 @@ static int link_node(struct vfs *vfs, struct node *node, struct node *parent, co
 	if (result >= 0)
 		result = node_inode(vfs, node, &inode, message);
 	if (result >= 0)
-		result = node_entry(vfs, node, &inode, ret_entry);
+		result = node_describe(vfs, node, &inode, ret_entry);
 	gate_leave(parent);
 	if (result < 0)
 		return result;

@@ -55,7 +55,7 @@ bool node_detached(struct vfs *vfs, const struct node *node);
 /* Look `name` up in a directory of a branch or view: one reference of the kernel. */
 int name_entry(struct vfs *vfs, struct node *parent, const char *name, struct vfs_entry *ret_entry,
                struct message *message);
-int node_entry(struct vfs *vfs, struct node *node, const struct inode *inode,
+int node_describe(struct vfs *vfs, struct node *node, const struct inode *inode,
                struct vfs_entry *ret_entry);
 
 /* -- vfs_bind.c: nodes in working trees -- */

@@ -309,7 +309,7 @@ static int item_whole(struct reading *reading, const struct item *item, uint64_t
 		if (scope_epoch(directory->scope) != epoch)
 			result = -ERR_STALE;
 		if (result >= 0)
-			result = node_entry(vfs, node, &known.inode, ret_entry);
+			result = node_describe(vfs, node, &known.inode, ret_entry);
 		if (result < 0)
 			node_forget(vfs, node, 1);
 		node_put(vfs, node);

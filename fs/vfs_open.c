@@ -466,7 +466,7 @@ static int create(struct vfs *vfs, struct node *parent, const char *name, mode_t
 	else
 		result = intern_nameless(vfs, parent, &known.inode, &node);
 	if (result >= 0)
-		result = node_entry(vfs, node, &known.inode, ret_entry);
+		result = node_describe(vfs, node, &known.inode, ret_entry);
 	if (result >= 0 && !name)
 		ret_entry->stat.st_nlink = 0;
 	if (result >= 0)

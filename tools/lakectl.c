@@ -176,6 +176,13 @@ static const struct {
         {"umount", local_umount, NULL},
 };
 
+static void print_done(const char *done, const cJSON *reply)
+{
+	const cJSON *mountpoint = cJSON_GetObjectItemCaseSensitive(reply, "mountpoint");
+	printf("%s %s%s%s\n", done, cJSON_GetObjectItemCaseSensitive(reply, "lake")->valuestring,
+	       mountpoint ? " at " : "", mountpoint ? mountpoint->valuestring : "");
+}
+
 /* True when `request` is one of those that run in lakectl. */
 static bool run_local(struct invocation *invocation, cJSON **ret_reply, int *ret_error,
                       struct message *message)
@@ -189,8 +196,7 @@ static bool run_local(struct invocation *invocation, cJSON **ret_reply, int *ret
 		        locals[i].run(invocation->request, invocation->lake, ret_reply, message);
 		if (!*ret_error && !invocation->json && !invocation->quiet && locals[i].done &&
 		    !cJSON_HasObjectItem(*ret_reply, "error"))
-			printf("%s %s\n", locals[i].done,
-			       cJSON_GetObjectItemCaseSensitive(*ret_reply, "lake")->valuestring);
+			print_done(locals[i].done, *ret_reply);
 		return true;
 	}
 	return false;

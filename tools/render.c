@@ -114,7 +114,7 @@ static void print_commit(struct renderer *renderer, const cJSON *commit, const c
 	printf("%s%scommit %s%s\n", first, paint(renderer, YELLOW), text_of(commit, "id"),
 	       paint(renderer, PLAIN));
 	if (cJSON_GetArraySize(parents) > 1) {
-		printf("%sMerge: ", rest);
+		printf("%sMerge:", rest);
 		cJSON_ArrayForEach (parent, parents)
 			printf(" %.12s", parent->valuestring);
 		printf("\n");
@@ -281,13 +281,19 @@ static void sum_branch(struct renderer *renderer, const cJSON *reply)
 		printf("created %s at %.12s\n", name, text_of(reply, "commit"));
 }
 
+static const char *plural(double count)
+{
+	return count == 1 ? "" : "s";
+}
+
 static void sum_commit(struct renderer *renderer, const cJSON *reply)
 {
 	char fresh[32], known[32];
+	double files = number_of(reply, "files");
 	if (renderer->quiet)
 		return;
-	printf("[%s %.12s] %.0f files, %s new, %s known%s\n", text_of(reply, "branch"),
-	       text_of(reply, "commit"), number_of(reply, "files"),
+	printf("[%s %.12s] %.0f file%s, %s new, %s known%s\n", text_of(reply, "branch"),
+	       text_of(reply, "commit"), files, plural(files),
 	       size_text(number_of(reply, "bytes_new"), fresh),
 	       size_text(number_of(reply, "bytes_known"), known),
 	       flag_of(reply, "rebased") ? "; re-based onto the branch's new head" : "");
@@ -303,11 +309,13 @@ static void sum_merge(struct renderer *renderer, const cJSON *reply)
 	if (flag_of(reply, "up_to_date"))
 		printf("%s has all of it already\n", text_of(reply, "target"));
 	else if (!has(reply, "commit"))
-		printf("would change %.0f paths in %s; no conflicts\n", number_of(reply, "changed"),
+		printf("would change %.0f path%s in %s; no conflicts\n",
+		       number_of(reply, "changed"), plural(number_of(reply, "changed")),
 		       text_of(reply, "target"));
 	else
-		printf("[%s %.12s] %.0f paths changed\n", text_of(reply, "target"),
-		       text_of(reply, "commit"), number_of(reply, "changed"));
+		printf("[%s %.12s] %.0f path%s changed\n", text_of(reply, "target"),
+		       text_of(reply, "commit"), number_of(reply, "changed"),
+		       plural(number_of(reply, "changed")));
 }
 
 static void sum_diff(struct renderer *renderer, const cJSON *reply)
@@ -327,8 +335,9 @@ static void sum_status(struct renderer *renderer, const cJSON *reply)
 		return;
 	uint64_t changes = renderer->added + renderer->removed + renderer->modified;
 	if (changes)
-		printf("%s, based on %.12s: %llu uncommitted changes\n", text_of(reply, "branch"),
-		       text_of(reply, "base"), (unsigned long long)changes);
+		printf("%s, based on %.12s: %llu uncommitted change%s\n", text_of(reply, "branch"),
+		       text_of(reply, "base"), (unsigned long long)changes,
+		       plural((double)changes));
 	else
 		printf("%s, at %.12s: nothing uncommitted\n", text_of(reply, "branch"),
 		       text_of(reply, "base"));
@@ -341,8 +350,8 @@ static void sum_moved(struct renderer *renderer, const cJSON *reply)
 	if (has(reply, "undone"))
 		printf("undone: %s; ", text_of(reply, "undone"));
 	if (has(reply, "restored"))
-		printf("%s: %.0f paths restored\n", text_of(reply, "branch"),
-		       number_of(reply, "restored"));
+		printf("%s: %.0f path%s restored\n", text_of(reply, "branch"),
+		       number_of(reply, "restored"), plural(number_of(reply, "restored")));
 	else
 		printf("%s is at %.12s\n", text_of(reply, "branch"), text_of(reply, "commit"));
 }

@@ -114,13 +114,14 @@ tables_on_main() {
 	show "lakectl mount $lake"
 
 	chapter "Tables on main, written by ordinary programs"
+	show "data=$data"
 	show "sql \"COPY (SELECT *, month(date) AS month
-       FROM '$data/flights-3m.parquet' WHERE date < '2001-07-01')
+       FROM '\$data/flights-3m.parquet' WHERE date < '2001-07-01')
        TO '$lake/main/flights' (FORMAT parquet, PARTITION_BY (month))\""
-	show "mkdir $lake/main/airports $lake/main/weather $lake/main/movies"
-	show "cp $data/airports.csv $lake/main/airports/"
-	show "cp $data/weather.csv $lake/main/weather/"
-	show "cp $data/movies.json $lake/main/movies/"
+	show "mkdir $lake/main/{airports,weather,movies}"
+	show "cp \$data/airports.csv $lake/main/airports/"
+	show "cp \$data/weather.csv $lake/main/weather/"
+	show "cp \$data/movies.json $lake/main/movies/"
 	show "du -hs $lake/main/*"
 	show "lakectl commit main -m 'Flights of 2001, airports, weather, movies'"
 	sleep 0.01
@@ -166,10 +167,10 @@ merge_dev() {
 travel() {
 	chapter "Time travel: a tag, an ancestor, a moment; each is a directory"
 	show "lakectl tag create before-dev main~1"
-	show "sql \"SELECT 'main' AS revision, count(*) AS june FROM '$lake/main/flights/month=6/*' UNION ALL
-     SELECT '@before-dev', count(*) FROM '$lake/@before-dev/flights/month=6/*' UNION ALL
-     SELECT '@main~2', count(*) FROM '$lake/@main~2/flights/month=6/*' UNION ALL
-     SELECT '@main@TIME', count(*) FROM '$lake/@main@$before/flights/month=6/*'\""
+	show "sql \"SELECT 'main' AS revision, count(*) AS june FROM '$lake/main/flights/month=6/*.parquet' UNION ALL
+     SELECT '@before-dev', count(*) FROM '$lake/@before-dev/flights/month=6/*.parquet' UNION ALL
+     SELECT '@main~2', count(*) FROM '$lake/@main~2/flights/month=6/*.parquet' UNION ALL
+     SELECT '@main@TIME', count(*) FROM '$lake/@main@$before/flights/month=6/*.parquet'\""
 	show "tail -n 1 $lake/@main~2/weather/weather.csv"
 	show "tail -n 1 $lake/main/weather/weather.csv"
 }

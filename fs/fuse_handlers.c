@@ -5,6 +5,7 @@
 #include "fs/fuse_internal.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <fcntl.h>
 #include <stdio.h>
 
@@ -427,14 +428,30 @@ static void handle_release(fuse_req_t request, fuse_ino_t node, struct fuse_file
 	fuse_reply_err(request, 0);
 }
 
+/* This thread's buffer for replies. libfuse ends idle threads, so it must go with its thread. */
+static pthread_key_t read_buffer_key;
+
+static void make_read_buffer_key(void)
+{
+	pthread_key_create(&read_buffer_key, free);
+}
+
+static char *read_buffer(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	pthread_once(&once, make_read_buffer_key);
+	char *bytes = pthread_getspecific(read_buffer_key);
+	if (!bytes && (bytes = aligned_alloc(4096, READ_BYTES_MAX)))
+		pthread_setspecific(read_buffer_key, bytes);
+	return bytes;
+}
+
 static void handle_read(fuse_req_t request, fuse_ino_t node, size_t size, off_t offset,
                         struct fuse_file_info *info)
 {
-	static _Thread_local char *bytes; /* as long as the thread */
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
-	if (!bytes)
-		bytes = aligned_alloc(4096, READ_BYTES_MAX);
+	char *bytes = read_buffer();
 	if (!bytes) {
 		fuse_reply_err(request, ENOMEM);
 		return;

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -57,6 +58,14 @@ class Lake:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         subprocess.run(["umount", "-l", self.mountpoint], capture_output=True, check=False)
+        log = self.directory / "laked.log"
+        for _ in range(200):
+            if not self.pid():
+                break
+            time.sleep(0.05)
+        if log.exists() and any(word in log.read_text(errors="replace") for word in ("Sanitizer", "runtime error")):
+            print("not ok - the daemon reported a defect of its memory or threads")
+            print("".join("# " + line + "\n" for line in log.read_text(errors="replace").splitlines()[-60:]))
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def pid(self):

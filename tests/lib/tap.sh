@@ -74,7 +74,18 @@ tap_cleanup() {
 	rm -rf "$scratch"
 }
 
+# A daemon built with sanitizers reports into its log.
+tap_sanitizers() {
+	local log found=
+	for log in "$scratch"/*/laked.log; do
+		[ -e "$log" ] && grep -qE 'Sanitizer|runtime error' "$log" && found="$found $log"
+	done
+	[ -z "$found" ] || sed 's/^/# /' $found | head -n 60
+	check "no daemon reported a defect of its memory or threads" test -z "$found"
+}
+
 tap_done() {
+	tap_sanitizers
 	echo "1..$tap_number"
 	exit $tap_status
 }

@@ -7,6 +7,8 @@
 #include <stdio.h>
 
 #define PREFIX_DIGITS_MIN 6
+/* 64 bits of SHA-256: no second commit that starts with these will turn up. */
+#define PREFIX_DIGITS_SURE 16
 #define CANDIDATES_MAX 16
 #define CANDIDATES_SHOWN 5
 #define EXPRESSION_MAX 1024
@@ -182,14 +184,20 @@ static int find_indexed(struct history *history, const char *digits, struct comm
 	return rc;
 }
 
-/* Feed the index, then look. What could not be fed matters only when nothing was found. */
+/* Feed the index, then look: an unknown commit could make a short prefix ambiguous. What could not
+ * be fed matters only when nothing was found. */
 static int find_by_digits(struct history *history, const char *digits, struct commit **ret_commit,
                           struct message *message)
 {
 	struct message fed_message = {0};
-	int fed = history_feed(history, &fed_message);
-	int rc = find_indexed(history, digits, ret_commit, message);
+	int rc = -ERR_NOT_FOUND;
 
+	if (strlen(digits) >= PREFIX_DIGITS_SURE)
+		rc = find_indexed(history, digits, ret_commit, message);
+	if (rc != -ERR_NOT_FOUND)
+		return rc;
+	int fed = history_feed(history, &fed_message);
+	rc = find_indexed(history, digits, ret_commit, message);
 	if (rc == -ERR_NOT_FOUND && fed < 0)
 		return fail(message, fed,
 		            "'%s' was not found, but not all history could be read: %s", digits,

@@ -1,0 +1,618 @@
+/* Moving and restoring working trees, their branches; and all commands on random trees. */
+#include "tests/unit/working_tree.h"
+
+/* -- moving -- */
+
+static struct pointer make_branch_commit(struct fixture *fixture, const char *branch,
+                                         const char *path, const char *text)
+{
+	struct worktree *worktree = get(fixture, branch);
+	if (text)
+		check(put(worktree, path, text));
+	else
+		check(del(worktree, path));
+	check(commit(worktree));
+	worktree_unref(worktree);
+	return head_of(fixture, branch);
+}
+
+static const struct move_options plain_move = {.who = "tester@host", .command = "reset"};
+
+static void test_move__keeps_changes(void **state)
+{
+	struct fixture fixture;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	check(make(main, "d", S_IFDIR | 0755, NULL));
+	check(put(main, "d/a", "a"));
+	check(put(main, "d/b", "b"));
+	check(put(main, "c", "c"));
+	check(commit(main));
+	struct pointer first = head_of(&fixture, "main");
+	struct pointer second = make_branch_commit(&fixture, "main", "d/a", "a2");
+	struct pointer third = make_branch_commit(&fixture, "main", "d/b", NULL);
+
+	check(put(main, "d/new", "new"));
+	check(change_mode(main, "c", 0600));
+	uint64_t epoch = worktree_epoch(main);
+	check(worktree_move(main, &first, &plain_move, message));
+	assert_int_not_equal(worktree_epoch(main), epoch);
+	assert_file(&fixture, main, "d/a", "a");
+	assert_file(&fixture, main, "d/b", "b");
+	assert_file(&fixture, main, "d/new", "new");
+	assert_changes(main, "mode c\nadded d/new\n");
+	struct pointer head = head_of(&fixture, "main");
+	assert_true(id_equal(&head.id, &first.id));
+
+	/* a path that both changed */
+	struct message said = {{0}};
+	check(put(main, "d/a", "mine"));
+	assert_int_equal(worktree_move(main, &second, &plain_move, &said), -ERR_CONFLICT);
+	assert_non_null(strstr(said.text, "d/a"));
+	head = head_of(&fixture, "main");
+	assert_true(id_equal(&head.id, &first.id));
+	assert_file(&fixture, main, "d/a", "mine");
+	/* changed alike */
+	check(put(main, "d/a", "a2"));
+	check(worktree_move(main, &third, &plain_move, message));
+	assert_changes(main, "mode c\nadded d/new\n");
+	assert_file(&fixture, main, "d/b", NULL);
+	usleep(100000);
+	assert_file(&fixture, main, "d/new", "new");
+
+	/* and away with them, unless somebody writes */
+	struct move_options discard = plain_move;
+	CLEANUP(place_release) struct place_found place = {0};
+	discard.discard = true;
+	check(find(main, "d/new", true, &place));
+	worktree_writer(fixture.trees, place.found.number, 1);
+	assert_int_equal(worktree_move(main, &first, &discard, &said), -ERR_BUSY);
+	worktree_writer(fixture.trees, place.found.number, -1);
+	check(worktree_move(main, &first, &discard, message));
+	assert_changes(main, "");
+	assert_int_equal(main->overlay, 0);
+	assert_file(&fixture, main, "d/new", NULL);
+
+	struct move_options expecting = plain_move;
+	expecting.expected = &third;
+	assert_int_equal(worktree_move(main, &second, &expecting, NULL), -ERR_MOVED);
+	expecting.expected = &first;
+	check(worktree_move(main, &second, &expecting, message));
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
+static void test_move__collisions_of_directories(void **state)
+{
+	struct fixture fixture;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	check(make(main, "d", S_IFDIR | 0755, NULL));
+	check(put(main, "d/a", "a"));
+	check(commit(main));
+	struct pointer first = head_of(&fixture, "main");
+	check(del(main, "d/a"));
+	check(del(main, "d"));
+	check(put(main, "d", "a file now"));
+	check(commit(main));
+	struct pointer second = head_of(&fixture, "main");
+	check(worktree_move(main, &first, &plain_move, message));
+
+	/* only looked at: goes along */
+	check(change_mode(main, "d/a", 0644));
+	check(worktree_move(main, &second, &plain_move, message));
+	assert_file(&fixture, main, "d", "a file now");
+	check(worktree_move(main, &first, &plain_move, message));
+	/* changed inside: does not */
+	check(put(main, "d/b", "b"));
+	assert_int_equal(worktree_move(main, &second, &plain_move, NULL), -ERR_CONFLICT);
+	/* renamed away: the removal meets another change */
+	check(del(main, "d/b"));
+	check(move(main, "d", "e"));
+	assert_int_equal(worktree_move(main, &second, &plain_move, NULL), -ERR_CONFLICT);
+	assert_file(&fixture, main, "e/a", "a");
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
+static void test_move__settled_after_opening(void **state)
+{
+	struct fixture fixture;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	check(put(main, "a", "a"));
+	check(commit(main));
+	struct pointer first = head_of(&fixture, "main");
+	check(put(main, "b", "b"));
+	check(commit(main));
+	check(put(main, "c", "c"));
+	/* as if killed between the ref and the swap, with the overlay written anew */
+	struct worktree_view view;
+	worktree_view(main, &view);
+	struct ground ground = ground_of(fixture.trees, &view);
+	struct merge_side after = side_of(&fixture, &first);
+	struct names collisions = {0};
+	uint64_t overlay, root;
+	check(rebase_overlay(&(struct rebase_options){.ground = &ground, .after = after}, &overlay,
+	                     &root, &collisions, message));
+	check(worktree_intend(main, &first, overlay, root, message));
+	struct ref ref;
+	check(ref_read(fixture.store, REF_BRANCH, "main", &ref, message));
+	check(ref_move(fixture.store, &ref, &first, &tester, message));
+	ref_release(&ref);
+	worktree_unref(main);
+	fixture_close(&fixture);
+	fixture_open(&fixture, NULL);
+	main = get(&fixture, "main");
+	assert_changes(main, "added c\n");
+	assert_file(&fixture, main, "b", NULL);
+	assert_file(&fixture, main, "c", "c");
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
+/* -- restoring -- */
+
+static void test_restore(void **state)
+{
+	struct fixture fixture;
+	uint64_t changed;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	check(make(main, "d", S_IFDIR | 0755, NULL));
+	check(put(main, "d/a", "a"));
+	check(put(main, "d/b", "b"));
+	check(put(main, "top", "1"));
+	check(commit(main));
+	struct commit *old;
+	check(worktree_base(main, &old));
+	check(put(main, "top", "2"));
+	check(put(main, "d/a", "a2"));
+	check(commit(main));
+
+	/* to the base */
+	check(put(main, "top", "3"));
+	check(put(main, "d/a", "a3"));
+	check(put(main, "d/new", "new"));
+	const char *const top[] = {"top"}, *const d[] = {"d"}, *const all[] = {"."};
+	check(worktree_restore(main, NULL, top, 1, &changed, message));
+	assert_int_equal(changed, 1);
+	assert_changes(main, "modified d/a\nadded d/new\n");
+	check(worktree_restore(main, NULL, d, 1, &changed, message));
+	assert_int_equal(changed, 2);
+	assert_changes(main, "");
+	assert_int_equal(main->overlay, 0);
+	check(worktree_restore(main, NULL, d, 1, &changed, message));
+	assert_int_equal(changed, 0);
+
+	/* to an older commit: a change, and it can be committed */
+	check(put(main, "d/new", "new"));
+	check(worktree_restore(main, old, d, 1, &changed, message));
+	assert_changes(main, "modified d/a\n");
+	check(worktree_restore(main, old, all, 1, &changed, message));
+	assert_changes(main, "modified d/a\nmodified top\n");
+	assert_file(&fixture, main, "top", "1");
+	check(commit(main));
+	assert_file(&fixture, main, "d/a", "a");
+
+	/* what is above is missing, or in the way */
+	check(del(main, "d/a"));
+	check(del(main, "d/b"));
+	check(del(main, "d"));
+	const char *const below[] = {"d/a", "d/b"}, *const nothing[] = {"nothing/at/all"};
+	check(worktree_restore(main, NULL, below, 1, &changed, message));
+	assert_changes(main, "removed d/b\n");
+	check(del(main, "d/a"));
+	check(del(main, "d"));
+	check(worktree_restore(main, NULL, below, 2, &changed, message));
+	assert_changes(main, "");
+	check(del(main, "d/a"));
+	check(del(main, "d/b"));
+	check(del(main, "d"));
+	check(put(main, "d", "file"));
+	assert_int_equal(worktree_restore(main, NULL, below, 1, &changed, NULL),
+	                 -ERR_NOT_DIRECTORY);
+	assert_int_equal(worktree_restore(main, NULL, nothing, 1, &changed, NULL), -ERR_NOT_FOUND);
+	check(worktree_restore(main, NULL, all, 1, &changed, message));
+	assert_changes(main, "");
+
+	/* somebody writes */
+	check(put(main, "top", "open"));
+	CLEANUP(place_release) struct place_found place = {0};
+	check(find(main, "top", true, &place));
+	worktree_writer(fixture.trees, place.found.number, 1);
+	assert_int_equal(worktree_restore(main, NULL, all, 1, &changed, NULL), -ERR_BUSY);
+	worktree_writer(fixture.trees, place.found.number, -1);
+	assert_file(&fixture, main, "top", "open");
+	/* one name of two goes */
+	check(link_path(main, "top", "second"));
+	check(worktree_restore(main, NULL, top, 1, &changed, message));
+	assert_file(&fixture, main, "second", "open");
+	assert_changes(main, "added second\n");
+	free(old);
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
+/* -- branches -- */
+
+static int count_root(void *context, const struct pointer *pointer)
+{
+	++((size_t *)context)[0];
+	return 0;
+}
+
+static int count_tree_root(void *context, const struct pointer *pointer)
+{
+	++((size_t *)context)[1];
+	return 0;
+}
+
+static int count_content_root(void *context, const struct content *content)
+{
+	++((size_t *)context)[2];
+	return 0;
+}
+
+static void test_branches(void **state)
+{
+	struct fixture fixture;
+	fixture_new(&fixture);
+	struct pointer head = head_of(&fixture, "main");
+	check(ref_create(fixture.store, REF_BRANCH, "dev", &head, &tester, message));
+	struct worktree *dev = get(&fixture, "dev");
+	check(make(dev, "d", S_IFDIR | 0755, NULL));
+	check(put(dev, "d/a", "a"));
+	check(commit(dev));
+	check(change_mode(dev, "d/a", 0600));
+
+	size_t roots[3] = {0};
+	check(worktrees_roots(fixture.trees, count_root, count_tree_root, count_content_root,
+	                      roots));
+	assert_int_equal(roots[0], 1);
+	assert_int_equal(roots[1], 2); /* the root and d */
+	assert_int_equal(roots[2], 1);
+
+	check(worktree_rename_branch(fixture.trees, "dev", "next", &tester, message));
+	assert_string_equal(worktree_branch(dev), "next");
+	assert_changes(dev, "mode d/a\n");
+	assert_int_equal(worktree_rename_branch(fixture.trees, "next", "main", &tester, NULL),
+	                 -ERR_EXISTS);
+	assert_int_equal(worktree_rename_branch(fixture.trees, "next", "..", &tester, NULL),
+	                 -ERR_BAD_NAME);
+	assert_int_equal(worktree_delete_branch(fixture.trees, "next", false, &tester, NULL),
+	                 -ERR_REFUSED);
+	CLEANUP(place_release) struct place_found place = {0};
+	check(put(dev, "open", "open"));
+	check(find(dev, "open", true, &place));
+	worktree_writer(fixture.trees, place.found.number, 1);
+	assert_int_equal(worktree_delete_branch(fixture.trees, "next", true, &tester, NULL),
+	                 -ERR_BUSY);
+	worktree_writer(fixture.trees, place.found.number, -1);
+	check(worktree_delete_branch(fixture.trees, "next", true, &tester, message));
+	assert_int_equal(enter(dev), -ERR_NOT_FOUND);
+	worktree_unref(dev);
+	struct worktree *none;
+	assert_int_equal(worktree_get(fixture.trees, "next", &none, NULL), -ERR_NOT_FOUND);
+	assert_int_equal(worktree_delete_branch(fixture.trees, "next", false, &tester, NULL),
+	                 -ERR_NOT_FOUND);
+	check(worktree_delete_branch(fixture.trees, "main", false, &tester, message));
+	fixture_end(&fixture);
+}
+
+/* A renaming that a crash interrupted before and after the ref moved. */
+static void test_branches__rename_interrupted(void **state)
+{
+	for (int moved = 0; moved < 2; moved++) {
+		struct fixture fixture;
+		fixture_new(&fixture);
+		struct worktree *main = get(&fixture, "main");
+		check(put(main, "a", "a"));
+		worktree_unref(main);
+		struct branch_record record;
+		struct state_batch batch = {0};
+		check(branch_record_read(fixture.trees, "main", &record));
+		branch_record_put(&batch, "other", &record);
+		check(state_commit(fixture.state, &batch, message));
+		state_batch_release(&batch);
+		if (moved)
+			check(ref_rename(fixture.store, REF_BRANCH, "main", "other", &tester,
+			                 message));
+		fixture_close(&fixture);
+		fixture_open(&fixture, NULL);
+		assert_int_equal(
+		        branch_record_read(fixture.trees, moved ? "main" : "other", &record),
+		        -ERR_NOT_FOUND);
+		struct worktree *now = get(&fixture, moved ? "other" : "main");
+		assert_changes(now, "added a\n");
+		assert_file(&fixture, now, "a", "a");
+		worktree_unref(now);
+		fixture_end(&fixture);
+	}
+}
+
+/* -- everything on random trees -- */
+
+static uint64_t seed;
+static struct {
+	unsigned mutations, commits, partial, moves, conflicts, restores;
+} done; /* a test in which nothing happens shows nothing */
+
+static unsigned pick(unsigned below)
+{
+	seed = seed * 6364136223846793005u + 1442695040888963407u;
+	return (unsigned)(seed >> 33) % below;
+}
+
+static void pick_path(char path[64])
+{
+	static const char *const names[] = {"a", "b", "c", "d-", "e"};
+	int depth = 1 + (int)pick(3);
+	path[0] = '\0';
+	for (int i = 0; i < depth; i++) {
+		if (i)
+			strcat(path, "/");
+		strcat(path, names[pick(ARRAY_SIZE(names))]);
+	}
+}
+
+static void mutate(struct worktree *worktree)
+{
+	char path[64], other[64], text[32];
+	int error;
+	pick_path(path);
+	pick_path(other);
+	snprintf(text, sizeof(text), "%u", pick(6));
+	switch (pick(9)) {
+	case 0:
+	case 1:
+	case 2:
+		error = put(worktree, path, text);
+		break;
+	case 3:
+		error = make(worktree, path, S_IFDIR | 0755, NULL);
+		break;
+	case 4:
+		error = make(worktree, path, S_IFLNK | 0777, text);
+		break;
+	case 5:
+		error = del(worktree, path);
+		break;
+	case 6:
+	case 7:
+		error = path_within(path, other) ? -ERR_INVALID : move(worktree, path, other);
+		break;
+	default:
+		error = pick(2) ? change_mode(worktree, path, 0600 + pick(2) * 044)
+		                : link_path(worktree, path, other);
+		break;
+	}
+	switch (-error) { /* what a mount would answer, too */
+	case 0:
+		done.mutations++;
+		return;
+	case ERR_NOT_FOUND:
+	case ERR_EXISTS:
+	case ERR_NOT_EMPTY:
+	case ERR_IS_DIRECTORY:
+	case ERR_NOT_DIRECTORY:
+	case ERR_INVALID:
+	case ERR_NOT_PERMITTED:
+		return;
+	default:
+		fail_msg("%s %s: %s", path, other, error_code(error));
+	}
+}
+
+static void assert_same(struct buffer *a, struct buffer *b, const char *what)
+{
+	if (strcmp((char *)a->data, (char *)b->data) != 0)
+		fail_msg("seed %llu, %s:\n%s---\n%s", (unsigned long long)seed, what, a->data,
+		         b->data);
+	buffer_release(a);
+	buffer_release(b);
+}
+
+/* The tree the working tree would be committed as. */
+static struct merge_side side_of_worktree(struct fixture *fixture, struct worktree *worktree,
+                                          struct packer *packer)
+{
+	CLEANUP(stored_release) struct stored stored = {0};
+	struct worktree_view view;
+	struct path_set all = {0};
+	struct merge_side side;
+	worktree_view(worktree, &view);
+	struct snapshot snapshot = {
+	        .ground = ground_of(fixture->trees, &view), .packer = packer, .stored = &stored};
+	check(snapshot_build(&snapshot, &all, &side, message));
+	return side;
+}
+
+/* What changes says is what the trees' difference is. */
+static void random_changes(struct fixture *fixture, struct worktree *worktree)
+{
+	struct packer *packer;
+	struct worktree_view view;
+	struct buffer reported = {0}, expected = {0};
+	check(packer_new(fixture->odb, &packer));
+	worktree_view(worktree, &view);
+	struct merge_side side = side_of_worktree(fixture, worktree, packer);
+	check(diff_trees(fixture->odb, &view.base_tree, &side.tree, &(struct diff_options){0},
+	                 list_change, &expected, message));
+	check(worktree_changes(worktree, NULL, 0, list_change, &reported, message));
+	assert_int_equal(worktree_dirty(worktree), reported.length > 0);
+	buffer_u8(&reported, 0);
+	buffer_u8(&expected, 0);
+	assert_same(&reported, &expected, "changes");
+	struct buffer tree = dump_tree(fixture, &side.tree), now = dump_worktree(fixture, worktree);
+	assert_same(&tree, &now, "snapshot");
+	packer_free(packer);
+}
+
+static void random_commit(struct fixture *fixture, struct worktree *worktree)
+{
+	struct commit_options options = commit_all();
+	struct commit_result result;
+	char texts[2][64];
+	const char *paths[2] = {texts[0], texts[1]};
+	pick_path(texts[0]);
+	pick_path(texts[1]);
+	options.paths = paths;
+	options.path_count = pick(3);
+	struct buffer before = dump_worktree(fixture, worktree);
+	int error = worktree_commit(worktree, &options, &result, NULL);
+	if (error && error != -ERR_INVALID && error != -ERR_NOT_FOUND)
+		fail_msg("seed %llu: commit: %s", (unsigned long long)seed, error_code(error));
+	struct buffer after = dump_worktree(fixture, worktree);
+	assert_same(&before, &after, "commit changed the working tree");
+	for (size_t i = 0; !error && i < options.path_count; i++) {
+		struct buffer left = {0};
+		check(worktree_changes(worktree, &paths[i], 1, list_change, &left, message));
+		if (left.length)
+			fail_msg("seed %llu: %s was committed and is changed",
+			         (unsigned long long)seed, paths[i]);
+	}
+	if (!error)
+		options.path_count ? done.partial++ : done.commits++;
+	if (!error && !options.path_count)
+		assert_int_equal(worktree->overlay, 0);
+}
+
+static void random_move(struct fixture *fixture, struct worktree *worktree,
+                        const struct pointer *commits, size_t count)
+{
+	struct packer *packer;
+	struct worktree_view view;
+	struct merge_result merged;
+	const struct pointer *target = &commits[pick((unsigned)count)];
+	check(packer_new(fixture->odb, &packer));
+	worktree_view(worktree, &view);
+	struct merge_side ours = side_of_worktree(fixture, worktree, packer);
+	struct merge_side base = {view.base_tree, view.base_root};
+	struct merge_side theirs = side_of(fixture, target);
+	check(merge_trees(fixture->odb, packer, &base, &ours, &theirs, &(struct merge_options){0},
+	                  &merged, message));
+	struct buffer before = dump_worktree(fixture, worktree);
+	int error = worktree_move(worktree, target, &plain_move, NULL);
+	struct buffer after = dump_worktree(fixture, worktree);
+	if (error == -ERR_CONFLICT) {
+		done.conflicts++;
+		assert_same(&before, &after, "a refused move");
+	} else {
+		assert_int_equal(error, 0);
+		if (merged.conflict_count)
+			fail_msg("seed %llu: moved over a conflict at %s", (unsigned long long)seed,
+			         merged.conflicts[0].path);
+		struct buffer expected = dump_tree(fixture, &merged.tree);
+		assert_same(&expected, &after, "move");
+		done.moves++;
+		buffer_release(&before);
+	}
+	merge_result_release(&merged);
+	packer_free(packer);
+}
+
+static void random_restore(struct fixture *fixture, struct worktree *worktree,
+                           const struct pointer *commits, size_t count)
+{
+	char text[64];
+	const char *path = text;
+	struct commit *from;
+	pick_path(text);
+	check(commit_read(fixture->odb, &commits[pick((unsigned)count)], &from, message));
+	int error = worktree_restore(worktree, from, &path, 1, NULL, NULL);
+	if (!error) {
+		/* the path and below, as lines of either dump */
+		struct buffer want = dump_tree(fixture, &from->tree),
+		              have = dump_worktree(fixture, worktree), a = {0}, b = {0};
+		struct buffer *in[] = {&want, &have}, *out[] = {&a, &b};
+		for (int i = 0; i < 2; i++) {
+			char *rest = NULL;
+			for (char *line = strtok_r((char *)in[i]->data, "\n", &rest); line;
+			     line = strtok_r(NULL, "\n", &rest)) {
+				char name[64];
+				assert_int_equal(sscanf(line, "%63s", name), 1);
+				if (path_within(name, path)) {
+					buffer_append(out[i], line, strlen(line));
+					buffer_u8(out[i], '\n');
+				}
+			}
+			buffer_u8(out[i], 0);
+			buffer_release(in[i]);
+		}
+		assert_same(&a, &b, "restore");
+		done.restores++;
+	} else if (error != -ERR_NOT_FOUND && error != -ERR_NOT_DIRECTORY) {
+		fail_msg("seed %llu: restore: %s", (unsigned long long)seed, error_code(error));
+	}
+	free(from);
+}
+
+static void test_random(void **state)
+{
+	const char *given = getenv("SEED");
+	const char *runs = getenv("RUNS");
+	for (int run = 0; run < (runs ? atoi(runs) : 12); run++) {
+		struct fixture fixture;
+		struct pointer commits[64];
+		size_t count = 0;
+		seed = given ? strtoull(given, NULL, 10) : random_u64();
+		print_message("SEED=%llu\n", (unsigned long long)seed);
+		fixture_new(&fixture);
+		commits[count++] = head_of(&fixture, "main");
+		for (int step = 0; step < 60; step++) {
+			struct worktree *main = get(&fixture, "main");
+			for (unsigned i = pick(8); i > 0; i--)
+				mutate(main);
+			random_changes(&fixture, main);
+			switch (pick(5)) {
+			case 0:
+			case 1:
+				random_commit(&fixture, main);
+				break;
+			case 2:
+				random_move(&fixture, main, commits, count);
+				break;
+			case 3:
+				random_restore(&fixture, main, commits, count);
+				break;
+			default:
+				break;
+			}
+			random_changes(&fixture, main);
+			if (count < ARRAY_SIZE(commits))
+				commits[count++] = head_of(&fixture, "main");
+			struct buffer before = dump_worktree(&fixture, main);
+			worktree_unref(main);
+			if (pick(8) == 0) {
+				fixture_close(&fixture);
+				fixture_open(&fixture, NULL);
+			}
+			main = get(&fixture, "main");
+			struct buffer after = dump_worktree(&fixture, main);
+			assert_same(&before, &after, "opening again");
+			worktree_unref(main);
+		}
+		fixture_end(&fixture);
+	}
+	print_message(
+	        "%u mutations, %u commits, %u of paths, %u moves, %u conflicts, %u restores\n",
+	        done.mutations, done.commits, done.partial, done.moves, done.conflicts,
+	        done.restores);
+	assert_true(done.mutations && done.commits && done.partial && done.moves &&
+	            done.conflicts && done.restores);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	        cmocka_unit_test(test_move__keeps_changes),
+	        cmocka_unit_test(test_move__collisions_of_directories),
+	        cmocka_unit_test(test_move__settled_after_opening),
+	        cmocka_unit_test(test_restore),
+	        cmocka_unit_test(test_branches),
+	        cmocka_unit_test(test_branches__rename_interrupted),
+	        cmocka_unit_test(test_random),
+	};
+	return cmocka_run_group_tests_name("worktree_commands", tests, NULL, NULL);
+}

@@ -21,15 +21,20 @@ void shard_path(const struct id *id, char ret_path[SHARD_PATH_MAX])
 	ret_path[2] = '/';
 }
 
-void touch_file(int descriptor, const struct stat *status)
+/* Recency is a hint: a file that cannot be touched is evicted a little early. */
+static const struct timespec used_now[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
+
+static bool used_lately(const struct stat *status)
 {
 	int64_t used_ms = (int64_t)status->st_mtim.tv_sec * 1000;
 	int64_t now_ms = clock_wall_ms();
-	if (now_ms - used_ms < TOUCH_INTERVAL_MS && used_ms <= now_ms)
-		return;
-	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
-	/* Recency is a hint: a file that cannot be touched is evicted a little early. */
-	(void)futimens(descriptor, times);
+	return now_ms - used_ms < TOUCH_INTERVAL_MS && used_ms <= now_ms;
+}
+
+static void touch_file(int descriptor, const struct stat *status)
+{
+	if (!used_lately(status))
+		(void)futimens(descriptor, used_now);
 }
 
 /* -- recent -- */
@@ -295,6 +300,8 @@ int cache_adopt(struct cache *cache, const struct content *content, const char *
 			            strerror(errno));
 		return 0;
 	}
+	if (!used_lately(&status))
+		(void)utimensat(cache->recents, name, used_now, 0);
 	/* Without memory for the entry the file waits in recent/ for the next opening. */
 	(void)recent_add(cache, id, disk_bytes_of(&status));
 	evict_before(cache, 0);

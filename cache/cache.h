@@ -7,12 +7,14 @@
  * Layout:     DIR/blobs/xx/<id>    complete and durable;
  *             DIR/recent/<id>      complete, not yet fsynced: trusted only in the boot that made
  *                                  them (boot id stamp), else dropped on opening;
- *             DIR/partial/<id>     incomplete; dropped on opening.
+ *             DIR/partial/<id>.<n> incomplete; dropped on opening.
  * Invariants: (1) a present range was verified against its hashes; (2) a blob in blobs/ or
  *             recent/ is complete; (3) a blob's bytes never change; (4) bytes on disk stay
- *             within the configured bound (least recently used first; referenced blobs stay).
- * Threads:    any; lock order: blob, then table. No lock is held across the store or the disk,
- *             duplicate fetches of one range are joined.
+ *             within the configured bound (least recently used first; referenced blobs stay;
+ *             what was there before opening counts once a background scan has seen it).
+ * Threads:    any, and one of its own that syncs and evicts. Lock order: blob, then table; none is
+ *             held across the store or the disk (but the one that keeps evictions apart).
+ *             Duplicate fetches of one range are joined.
  */
 #ifndef CACHE_CACHE_H
 #define CACHE_CACHE_H

@@ -124,8 +124,6 @@ int recent_add(struct cache *cache, const struct id *id, uint64_t bytes);
 bool recent_remove(struct cache *cache, const struct id *id, uint64_t *ret_bytes);
 /* A complete local file of this size, marked as used. -ERR_NOT_FOUND. */
 int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *ret_descriptor);
-/* Mark a file as used now, unless it was within TOUCH_INTERVAL_MS. */
-void touch_file(int descriptor, const struct stat *status);
 
 /* -- fetch.c -- */
 /* A blob without references, not opened, not in the table. */

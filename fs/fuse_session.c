@@ -70,31 +70,43 @@ static bool mounted_at(const char *path, struct mounted *ret_mounted)
 	return found;
 }
 
-/* Without touching the last component: it may be a dead mount, where every call fails. */
-static int absolute_path(const char *path, char **ret_path)
+static int path_fail(struct message *message, const char *path, int problem)
 {
-	CLEANUP(free_pointer) char *copy = strdup(path);
+	if (problem == ENOENT)
+		return fail(message, -ERR_NOT_FOUND, "%s does not exist; make it: mkdir -p %s",
+		            path, path);
+	return fail(message, error_system(problem), "cannot use %s as a mount point: %s", path,
+	            strerror(problem));
+}
+
+static bool is_dead(int problem)
+{
+	return problem == ENOTCONN || problem == ECONNABORTED;
+}
+
+/* Without touching the last component: it may be a dead mount, where every call fails. */
+static int absolute_path(const char *path, char **ret_path, struct message *message)
+{
 	char real[PATH_MAX];
+	CLEANUP(free_pointer) char *copy = strdup(path);
+	size_t length = strlen(path);
 	if (!copy)
 		return -ERR_NO_MEMORY;
-	size_t length = strlen(copy);
 	while (length > 1 && copy[length - 1] == '/')
 		copy[--length] = '\0';
 	if (realpath(copy, real)) {
 		*ret_path = strdup(real);
 		return *ret_path ? 0 : -ERR_NO_MEMORY;
 	}
-	if (errno != ENOTCONN && errno != ECONNABORTED)
-		return error_system(errno);
+	if (!is_dead(errno))
+		return path_fail(message, path, errno);
 	char *slash = strrchr(copy, '/');
-	const char *name = slash ? slash + 1 : copy;
-	const char *parent = slash == copy ? "/" : slash ? copy : ".";
-	CLEANUP(free_pointer) char *last = strdup(name);
+	CLEANUP(free_pointer) char *name = strdup(slash ? slash + 1 : copy);
 	if (slash && slash != copy)
 		*slash = '\0';
-	if (!realpath(parent, real))
-		return error_system(errno);
-	if (!last || asprintf(ret_path, "%s/%s", strcmp(real, "/") ? real : "", last) < 0)
+	if (!realpath(slash == copy ? "/" : slash ? copy : ".", real))
+		return path_fail(message, path, errno);
+	if (!name || asprintf(ret_path, "%s/%s", strcmp(real, "/") ? real : "", name) < 0)
 		return -ERR_NO_MEMORY;
 	return 0;
 }
@@ -122,13 +134,10 @@ static int mountpoint_check(const char *path, struct message *message)
 	struct mounted mounted;
 	struct stat stat_;
 	for (int i = 0; i < 8 && reach(path, &stat_) < 0; i++) {
-		if (errno == ENOENT)
-			return fail(message, -ERR_NOT_FOUND, "%s does not exist; make it: mkdir %s",
-			            path, path);
-		bool dead = errno == ENOTCONN || errno == ECONNABORTED;
-		if (!dead || !mounted_at(path, &mounted) || strcmp(mounted.type, "fuse.lake") != 0)
-			return fail(message, error_system(errno), "cannot use %s: %s", path,
-			            strerror(errno));
+		int problem = errno;
+		if (!is_dead(problem) || !mounted_at(path, &mounted) ||
+		    strcmp(mounted.type, "fuse.lake") != 0)
+			return path_fail(message, path, problem);
 		unmount_lazily(path); /* what a killed daemon left */
 	}
 	if (mounted_at(path, &mounted))
@@ -248,10 +257,7 @@ int mount_new(struct lake *lake, const struct mount_options *options, struct mou
 	                                  .forget_entry = notify_entry,
 	                                  .forget_inode = notify_inode,
 	                                  .report = report};
-	int result = absolute_path(options->mountpoint, &mount->mountpoint);
-	if (result < 0)
-		fail(message, result, "cannot use %s as a mount point: %s", options->mountpoint,
-		     error_text(result));
+	int result = absolute_path(options->mountpoint, &mount->mountpoint, message);
 	if (result >= 0)
 		result = mountpoint_check(mount->mountpoint, message);
 	if (result >= 0)

@@ -5,8 +5,10 @@
 #include <assert.h>
 #include <stdio.h>
 
+#include "store/condemned.h"
 #include "store/pack.h"
 
+#define LOOK_AGAIN_MS (10 * 60 * 1000) /* well below any grace period of gc */
 #define CACHE_BYTES_DEFAULT (64u << 20)
 #define LEVEL_DEFAULT 1
 /* Chunks this near to each other are fetched in one request, which is at most so long. */
@@ -39,6 +41,7 @@ struct cached {
 struct present {
 	uint8_t pack[PACK_ID_BYTES];
 	UT_hash_handle hh;
+	int64_t due_ms; /* monotonic: when to look again */
 };
 
 struct odb {
@@ -51,8 +54,11 @@ struct odb {
 	struct cached *cache;  /* by id and place */
 	struct cached *recent; /* least recently used first */
 	size_t cache_bytes;
-	struct pack *packs;      /* in memory, by pack id */
-	struct present *present; /* packs known to be in the store */
+	struct pack *packs;              /* in memory, by pack id */
+	struct present *present;         /* packs known to have been in the store a while ago */
+	struct condemned_list condemned; /* packs not to rely on any more */
+	bool condemned_known;            /* and whether that list could be read */
+	int64_t condemned_due_ms;        /* monotonic: when to read it again; 0: now */
 	uint64_t reads, read_bytes, cache_hits, cache_misses;
 };
 
@@ -89,6 +95,7 @@ void odb_free(struct odb *odb)
 		HASH_DEL(odb->present, present);
 		free(present);
 	}
+	condemned_release(&odb->condemned);
 	pthread_mutex_destroy(&odb->lock);
 	free(odb);
 }
@@ -187,8 +194,11 @@ static void present_add(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
 	if (!present)
 		return; /* it will be looked for again */
 	memcpy(present->pack, pack, PACK_ID_BYTES);
+	present->due_ms = clock_monotonic_ms() + LOOK_AGAIN_MS;
 	pthread_mutex_lock(&odb->lock);
 	HASH_FIND(hh, odb->present, pack, PACK_ID_BYTES, there);
+	if (there)
+		there->due_ms = present->due_ms;
 	if (!there)
 		HASH_ADD(hh, odb->present, pack, PACK_ID_BYTES, present);
 	if (there || !present->hh.tbl)
@@ -221,12 +231,17 @@ static int pack_is_present(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
 	CLEANUP(buffer_release) struct buffer header = {0};
 	char key[PACK_KEY_BYTES + 1];
 	struct present *present;
+	bool known, doomed;
 	int error;
 
 	pthread_mutex_lock(&odb->lock);
+	doomed = !odb->condemned_known || condemned_find(&odb->condemned, pack);
 	HASH_FIND(hh, odb->present, pack, PACK_ID_BYTES, present);
+	known = present && clock_monotonic_ms() < present->due_ms;
 	pthread_mutex_unlock(&odb->lock);
-	if (present)
+	if (doomed)
+		return -ERR_REFUSED;
+	if (known)
 		return 0;
 	pack_key(pack, key);
 	error = object_get(odb->store, key, 0, PACK_HEADER_BYTES, &header, NULL, NULL);
@@ -236,6 +251,30 @@ static int pack_is_present(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
 		return -ERR_NOT_FOUND;
 	present_add(odb, pack);
 	return 0;
+}
+
+/* gc lists packs a grace period before it removes them. Whoever reads the list more often than
+ * that, and forgets within it what was seen in the store, never relies on a pack that is going.
+ * A list that cannot be read vouches for nothing: no deduplication until it can. */
+void odb_refresh_condemned(struct odb *odb)
+{
+	struct condemned_list list = {0};
+	int64_t now_ms = clock_monotonic_ms();
+	bool due;
+
+	pthread_mutex_lock(&odb->lock);
+	due = now_ms >= odb->condemned_due_ms;
+	pthread_mutex_unlock(&odb->lock);
+	if (!due || !odb->index)
+		return;
+	bool known = condemned_read(odb->store, &list, NULL) == 0;
+	pthread_mutex_lock(&odb->lock);
+	struct condemned_list old = odb->condemned;
+	odb->condemned = list;
+	odb->condemned_known = known;
+	odb->condemned_due_ms = known ? now_ms + LOOK_AGAIN_MS : 0;
+	pthread_mutex_unlock(&odb->lock);
+	condemned_release(&old);
 }
 
 /* -- the index: id -> kind u8, place, for all but chunks the first bytes of the seal, check -- */

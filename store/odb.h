@@ -51,13 +51,14 @@ static inline bool pointer_is_none(const struct pointer *pointer)
 	return id_is_zero(&pointer->id);
 }
 void place_encode(struct buffer *buffer, const struct place *place);
-void place_decode(struct reader *reader, struct place *ret_place); /* checks ranges: reader.failed */
+void place_decode(struct reader *reader,
+                  struct place *ret_place); /* checks ranges: reader.failed */
 
 struct odb;
 struct odb_options {
-	struct kv *index;          /* NULL: no deduplication across packers. Table 0 is the odb's */
-	size_t cache_bytes_max;    /* decoded LIST, NODE and COMMIT records; 0: 64 MiB */
-	int compression_level;     /* zstd; 0: default (1) */
+	struct kv *index;       /* NULL: no deduplication across packers. Table 0 is the odb's */
+	size_t cache_bytes_max; /* decoded LIST, NODE and COMMIT records; 0: 64 MiB */
+	int compression_level;  /* zstd; 0: default (1) */
 };
 /* Borrows the store and the index: both must outlive the odb. */
 int odb_new(struct object_store *store, const struct odb_options *options, struct odb **ret_odb);
@@ -80,14 +81,14 @@ struct record {
 /* Read and verify. The caller owns one reference. -ERR_CORRUPT, -ERR_NOT_FOUND (pack missing),
  * -ERR_STORE_AWAY; the message names pack and offset. */
 int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
-		    struct record **ret_record, struct message *message);
+                    struct record **ret_record, struct message *message);
 void record_unref(struct record *record); /* accepts NULL */
 struct record *record_ref(struct record *record);
 
 /* Read chunks. Ranges that lie together in a pack are fetched by one request. Each `out[i]`
  * receives exactly pointers[i].place.raw verified bytes. Blocks on the store. */
 int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
-		    uint8_t *const *out, struct message *message);
+                    uint8_t *const *out, struct message *message);
 
 /*
  * packer — collects new records into packs. Several threads may add to one packer.
@@ -97,16 +98,17 @@ int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t coun
  * forgets what was not yet put: pointers to it are then void.
  */
 struct packer;
+/* Blocks on the store at times: reads which packs not to rely on (store/condemned.h). */
 int packer_new(struct odb *odb, struct packer **ret_packer);
 void packer_free(struct packer *packer); /* accepts NULL */
 /* Hash, look up (this packer, then the index), compress when it pays, append. Always yields the
  * pointer; *ret_new (may be NULL) says whether bytes were added. */
 int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
-		     struct pointer *ret_pointer, bool *ret_new, struct message *message);
+                     struct pointer *ret_pointer, bool *ret_new, struct message *message);
 /* The same for a record with places. id = SHA-256(tag(kind) || logical). */
 int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
-		      size_t logical_length, const void *places, size_t places_length,
-		      struct pointer *ret_pointer, struct message *message);
+                      size_t logical_length, const void *places, size_t places_length,
+                      struct pointer *ret_pointer, struct message *message);
 /* When this returns 0, everything added before is durable. A failure loses nothing: packs that
  * could not be put stay in memory (at most three, then adding fails too); call it again. */
 int packer_flush(struct packer *packer, struct message *message);
@@ -127,12 +129,12 @@ struct pack_entry {
 typedef int pack_entry_fn(void *context, const struct pack_entry *entry);
 /* Read a pack's own table of contents (checked). */
 int odb_pack_entries(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], pack_entry_fn *callback,
-		     void *context, struct message *message);
+                     void *context, struct message *message);
 /* Read the whole pack and verify every byte of it: header, records against ids, footer, padding. */
 int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], uint64_t *ret_records,
-		    struct message *message);
+                    struct message *message);
 typedef int pack_list_fn(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t bytes,
-			 int64_t modified_ms);
+                         int64_t modified_ms);
 int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct message *message);
 /* Remove a pack and every index entry that points into it. */
 int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message);

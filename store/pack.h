@@ -104,6 +104,8 @@ void odb_pack_durable(struct odb *odb, struct pack *pack);    /* it is in the st
 void odb_pack_forget(struct odb *odb, const uint8_t pack[PACK_ID_BYTES]);
 int odb_level(const struct odb *odb);
 struct kv *odb_index(const struct odb *odb);
+/* Read the list of packs that gc means to remove, when that was last done a while ago. */
+void odb_refresh_condemned(struct odb *odb);
 /* Look an id up in the index: true when it is there, of the kind, with the same seal (so with the
  * very places the caller holds), and its pack is in the store. */
 bool odb_index_find(struct odb *odb, const struct id *id, enum record_kind kind,

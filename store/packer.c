@@ -53,6 +53,7 @@ int packer_new(struct odb *odb, struct packer **ret_packer)
 	if (!packer)
 		return -ERR_NO_MEMORY;
 	packer->odb = odb;
+	odb_refresh_condemned(odb);
 	pthread_mutex_init(&packer->lock, NULL);
 	pthread_cond_init(&packer->put_ended, NULL);
 	*ret_packer = packer;

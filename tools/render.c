@@ -375,6 +375,20 @@ static void sum_fsck(struct renderer *renderer, const cJSON *reply)
 		       has(reply, "error") ? "" : ": all good");
 }
 
+static void sum_gc(struct renderer *renderer, const cJSON *reply)
+{
+	char live[32], listed[32], removed[32];
+	if (renderer->quiet)
+		return;
+	printf("%.0f packs (%s) in use; %.0f (%s) listed for removal; %.0f (%s) %s\n",
+	       number_of(reply, "live_packs"), size_text(number_of(reply, "live_bytes"), live),
+	       number_of(reply, "condemned_packs"),
+	       size_text(number_of(reply, "condemned_bytes"), listed),
+	       number_of(reply, "removed_packs"),
+	       size_text(number_of(reply, "removed_bytes"), removed),
+	       flag_of(reply, "dry_run") ? "would be removed" : "removed");
+}
+
 static void sum_stats(struct renderer *renderer, const cJSON *reply)
 {
 	const cJSON *item;
@@ -406,7 +420,8 @@ static const struct {
         {"reset", NULL, sum_moved},   {"restore", NULL, sum_moved},
         {"undo", NULL, sum_moved},    {"refresh", NULL, sum_moved},
         {"du", NULL, sum_du},         {"fsck", NULL, sum_fsck},
-        {"stats", NULL, sum_stats},   {"show", sum_show, NULL},
+        {"gc", NULL, sum_gc},         {"stats", NULL, sum_stats},
+        {"show", sum_show, NULL},
 };
 
 void render_reply(struct renderer *renderer, const cJSON *reply)

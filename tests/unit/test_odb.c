@@ -60,6 +60,7 @@ static void test_read_before_and_after_flush(void **state)
 	struct pointer pointers[2 * ARRAY_SIZE(lengths)], list, node, commit;
 	uint8_t *bytes[2 * ARRAY_SIZE(lengths)];
 
+	fixture->wrapper->gets = 0; /* the packer asked which packs are condemned */
 	for (size_t i = 0; i < ARRAY_SIZE(bytes); i++) {
 		size_t length = lengths[i / 2];
 

@@ -32,7 +32,7 @@ static inline bool content_equal(const struct content *a, const struct content *
  * A file that becomes shorter meanwhile is -ERR_BUSY. Moves the descriptor's file position.
  * Blocks on disk and store. */
 int content_store(struct packer *packer, int fd, uint64_t size, const struct progress *progress,
-		  struct content *ret_content, struct message *message);
+                  struct content *ret_content, struct message *message);
 
 /* Half-open byte range. */
 struct extent {
@@ -45,14 +45,14 @@ struct extent {
  * cut and grew again: what was cut is dirty.) Bytes next to a dirty extent are re-read from
  * `base` through the odb. Cost: what changed, plus O(log n). */
 int content_store_edit(struct packer *packer, struct odb *odb, const struct content *base, int fd,
-		       uint64_t size, const struct extent *dirty, size_t dirty_count,
-		       const struct progress *progress, struct content *ret_content,
-		       struct message *message);
+                       uint64_t size, const struct extent *dirty, size_t dirty_count,
+                       const struct progress *progress, struct content *ret_content,
+                       struct message *message);
 
 /* Copy verified bytes [offset, offset+length) to `out`, zeroes for holes. The range must lie
  * inside the file. -ERR_CORRUPT, -ERR_STORE_AWAY. */
 int content_read(struct odb *odb, const struct content *content, uint64_t offset, size_t length,
-		 void *out, struct message *message);
+                 void *out, struct message *message);
 
 /* One chunk or hole of a file. */
 struct piece {
@@ -64,12 +64,12 @@ struct piece {
 /* Every piece that touches [offset, offset+length), in order. Non-zero from the callback stops
  * and is returned. Reads list nodes, no content. */
 typedef int piece_fn(void *context, const struct piece *piece);
-int content_pieces(struct odb *odb, const struct content *content, uint64_t offset,
-		   uint64_t length, piece_fn *callback, void *context, struct message *message);
+int content_pieces(struct odb *odb, const struct content *content, uint64_t offset, uint64_t length,
+                   piece_fn *callback, void *context, struct message *message);
 
 /* Every list node of the content, for fsck and gc (chunks come through content_pieces). */
 typedef int pointer_fn(void *context, enum record_kind kind, const struct pointer *pointer);
 int content_walk(struct odb *odb, const struct content *content, pointer_fn *callback,
-		 void *context, struct message *message);
+                 void *context, struct message *message);
 
 #endif

@@ -1,0 +1,248 @@
+/*
+ * files — what the benchmark does to files, without an interpreter's cost. Each command prints the
+ * seconds it took (or the figure it names) and nothing else.
+ *
+ *   make ROOT DIRECTORIES FILES BYTES THREADS SEED   ROOT/dNNNN/fNNNNNN, incompressible, each unique
+ *   stat ROOT DIRECTORIES FILES                      stat(2) each
+ *   fill FILE BYTES SEED                             one incompressible file
+ *   append FILE BYTES SEED
+ *   read FILE BLOCK                                  from start to end
+ *   list DIRECTORY                                   what `ls -l` asks the kernel for
+ *   resident FILE                                    bytes of it in the page cache
+ *   replace DIRECTORY COUNT                          median of: write, fsync, rename, fsync directory
+ */
+#include <dirent.h>
+#include <err.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static double now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+/* SplitMix64: every seed gives other bytes. */
+static void random_fill(uint8_t *out, size_t length, uint64_t seed)
+{
+	for (size_t i = 0; i < length; i += 8) {
+		uint64_t z = seed += 0x9e3779b97f4a7c15;
+		z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+		z = (z ^ z >> 27) * 0x94d049bb133111eb;
+		z ^= z >> 31;
+		memcpy(out + i, &z, length - i < 8 ? length - i : 8);
+	}
+}
+
+static void write_whole(int fd, const uint8_t *bytes, size_t length, const char *path)
+{
+	while (length) {
+		ssize_t wrote = write(fd, bytes, length);
+		if (wrote <= 0)
+			err(1, "write %s", path);
+		bytes += wrote;
+		length -= (size_t)wrote;
+	}
+}
+
+/* -- many files -- */
+
+struct job {
+	const char *root;
+	unsigned first, step, directories, files;
+	size_t bytes;
+	uint64_t seed;
+};
+
+static void *make_some(void *argument)
+{
+	const struct job *job = argument;
+	uint8_t *bytes = malloc(job->bytes + 8);
+	char path[4096];
+	for (unsigned d = job->first; bytes && d < job->directories; d += job->step) {
+		snprintf(path, sizeof path, "%s/d%04u", job->root, d);
+		if (mkdir(path, 0755) < 0)
+			err(1, "mkdir %s", path);
+		for (unsigned f = 0; f < job->files; f++) {
+			snprintf(path, sizeof path, "%s/d%04u/f%06u", job->root, d, f);
+			random_fill(bytes, job->bytes,
+				    job->seed * 0x2545f4914f6cdd1d + ((uint64_t)d << 32 | f) * 0x10001);
+			int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
+			if (fd < 0)
+				err(1, "create %s", path);
+			write_whole(fd, bytes, job->bytes, path);
+			if (close(fd) < 0)
+				err(1, "close %s", path);
+		}
+	}
+	free(bytes);
+	return NULL;
+}
+
+static void make(char **arguments)
+{
+	unsigned threads = (unsigned)atoi(arguments[4]);
+	pthread_t ids[64];
+	struct job jobs[64];
+	for (unsigned i = 0; i < threads && i < 64; i++) {
+		jobs[i] = (struct job){.root = arguments[0],
+				       .first = i,
+				       .step = threads,
+				       .directories = (unsigned)atoi(arguments[1]),
+				       .files = (unsigned)atoi(arguments[2]),
+				       .bytes = (size_t)atol(arguments[3]),
+				       .seed = strtoull(arguments[5], NULL, 10)};
+		pthread_create(&ids[i], NULL, make_some, &jobs[i]);
+	}
+	for (unsigned i = 0; i < threads && i < 64; i++)
+		pthread_join(ids[i], NULL);
+}
+
+static void stat_all(char **arguments)
+{
+	unsigned directories = (unsigned)atoi(arguments[1]), files = (unsigned)atoi(arguments[2]);
+	char path[4096];
+	struct stat status;
+	for (unsigned d = 0; d < directories; d++)
+		for (unsigned f = 0; f < files; f++) {
+			snprintf(path, sizeof path, "%s/d%04u/f%06u", arguments[0], d, f);
+			if (stat(path, &status) < 0)
+				err(1, "stat %s", path);
+		}
+}
+
+static void list(char **arguments)
+{
+	DIR *directory = opendir(arguments[0]);
+	struct dirent *entry;
+	struct stat status;
+	if (!directory)
+		err(1, "open %s", arguments[0]);
+	while ((entry = readdir(directory)))
+		if (fstatat(dirfd(directory), entry->d_name, &status, AT_SYMLINK_NOFOLLOW) < 0)
+			err(1, "stat %s", entry->d_name);
+	closedir(directory);
+}
+
+/* -- one file -- */
+
+static void add_bytes(const char *path, int flags, uint64_t bytes, uint64_t seed)
+{
+	size_t block = 1 << 20;
+	uint8_t *buffer = malloc(block);
+	int fd = open(path, O_WRONLY | flags, 0644);
+	if (fd < 0 || !buffer)
+		err(1, "open %s", path);
+	for (uint64_t at = 0; at < bytes; at += block) {
+		size_t length = bytes - at < block ? (size_t)(bytes - at) : block;
+		random_fill(buffer, length, seed * 0x2545f4914f6cdd1d + (at + 1) * 0x10001);
+		write_whole(fd, buffer, length, path);
+	}
+	if (close(fd) < 0)
+		err(1, "close %s", path);
+	free(buffer);
+}
+
+static void read_all(char **arguments)
+{
+	size_t block = (size_t)atol(arguments[1]);
+	char *buffer = malloc(block);
+	int fd = open(arguments[0], O_RDONLY);
+	ssize_t got;
+	if (fd < 0 || !buffer)
+		err(1, "open %s", arguments[0]);
+	while ((got = read(fd, buffer, block)) > 0)
+		continue;
+	if (got < 0)
+		err(1, "read %s", arguments[0]);
+	close(fd);
+	free(buffer);
+}
+
+static void resident(char **arguments)
+{
+	struct stat status;
+	int fd = open(arguments[0], O_RDONLY);
+	if (fd < 0 || fstat(fd, &status) < 0)
+		err(1, "open %s", arguments[0]);
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), count = 0;
+	size_t pages = ((size_t)status.st_size + page - 1) / page;
+	void *map = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	unsigned char *present = malloc(pages);
+	if (map == MAP_FAILED || !present || mincore(map, (size_t)status.st_size, present) < 0)
+		err(1, "mincore %s", arguments[0]);
+	for (size_t i = 0; i < pages; i++)
+		count += present[i] & 1;
+	printf("%zu\n", count * page);
+	exit(0);
+}
+
+static int by_size(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+	return (x > y) - (x < y);
+}
+
+/* The least a durable change of one small object costs. */
+static void replace(char **arguments)
+{
+	int count = atoi(arguments[1]);
+	static char block[256];
+	double *times = calloc((size_t)count, sizeof *times);
+	int directory = open(arguments[0], O_RDONLY | O_DIRECTORY);
+	if (directory < 0 || !times || count < 1)
+		err(1, "open %s", arguments[0]);
+	for (int i = 0; i < count; i++) {
+		double start = now();
+		int fd = openat(directory, "~new", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+		if (fd < 0 || write(fd, block, sizeof block) != sizeof block || fsync(fd) < 0)
+			err(1, "write in %s", arguments[0]);
+		close(fd);
+		if (renameat(directory, "~new", directory, "object") < 0 || fsync(directory) < 0)
+			err(1, "rename in %s", arguments[0]);
+		times[i] = now() - start;
+	}
+	unlinkat(directory, "object", 0);
+	qsort(times, (size_t)count, sizeof *times, by_size);
+	printf("%.9f\n", times[count / 2]);
+	exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	const char *command = argc > 1 ? argv[1] : "";
+	char **arguments = argv + 2;
+	int count = argc - 2;
+	double start = now();
+	if (strcmp(command, "make") == 0 && count == 6)
+		make(arguments);
+	else if (strcmp(command, "stat") == 0 && count == 3)
+		stat_all(arguments);
+	else if (strcmp(command, "fill") == 0 && count == 3)
+		add_bytes(arguments[0], O_CREAT | O_TRUNC, strtoull(arguments[1], NULL, 10),
+			  strtoull(arguments[2], NULL, 10));
+	else if (strcmp(command, "append") == 0 && count == 3)
+		add_bytes(arguments[0], O_APPEND, strtoull(arguments[1], NULL, 10),
+			  strtoull(arguments[2], NULL, 10));
+	else if (strcmp(command, "read") == 0 && count == 2)
+		read_all(arguments);
+	else if (strcmp(command, "list") == 0 && count == 1)
+		list(arguments);
+	else if (strcmp(command, "resident") == 0 && count == 1)
+		resident(arguments);
+	else if (strcmp(command, "replace") == 0 && count == 2)
+		replace(arguments);
+	else
+		errx(2, "no such command: %s", command);
+	printf("%.9f\n", now() - start);
+	return 0;
+}

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# One table of ratios, measured in one run; exits with 1 when a target is missed. Everything is
+# made below two directories of its own and removed at the end, also on Ctrl-C.
+#
+# LAKE_BIN      where lakectl and laked are                  (build/bin)
+# BENCH_FILES   files in the large lake                      (1000000)
+# BENCH_DIR     where the disk is measured                   (build/bench)
+# BENCH_ONLY    some of: large small versions peers          (all)
+set -eu
+cd "$(dirname "$0")/../.."
+: "${LAKE_BIN:=build/bin}" "${BENCH_DIR:=build/bench}" "${BENCH_FILES:=1000000}"
+LAKE_BIN=$(realpath "$LAKE_BIN")
+mkdir -p "$BENCH_DIR"
+BENCH_ROOT=$(mktemp -d -p "$(realpath "$BENCH_DIR")" run-XXXXXX)
+BENCH_DISK=$BENCH_ROOT/disk
+BENCH_DISK_KIND="$(findmnt -n -o FSTYPE -T "$BENCH_ROOT") at $BENCH_DIR"
+BENCH_MEMORY=
+mkdir "$BENCH_DISK" "$BENCH_ROOT/mount"
+
+cleanup() {
+	local place
+	for place in mount btrfs disk; do
+		mountpoint -q "$BENCH_ROOT/$place" 2>/dev/null || continue
+		umount "$BENCH_ROOT/$place" 2>/dev/null || umount --lazy "$BENCH_ROOT/$place" ||
+			fusermount3 -uz "$BENCH_ROOT/$place" || true
+	done
+	rm -rf --one-file-system "$BENCH_ROOT" ${BENCH_MEMORY:+"$BENCH_MEMORY"}
+}
+trap cleanup EXIT
+trap : INT TERM # the measuring child ends first, then this
+
+# A file system that has served for long is up to 20 times slower at creating files than a new one
+# and drifts while it is measured: both sides are measured on a new one where that can be had.
+fresh_ext4() {
+	[ "$(id -u)" = 0 ] && command -v mkfs.ext4 >/dev/null || return 1
+	truncate -s 24G "$BENCH_ROOT/ext4.image"
+	mkfs.ext4 -q -m 0 "$BENCH_ROOT/ext4.image" &&
+		mount -o loop "$BENCH_ROOT/ext4.image" "$BENCH_DISK" 2>/dev/null || return 1
+	losetup --direct-io=on "$(findmnt -n -o SOURCE "$BENCH_DISK")" 2>/dev/null || true
+}
+if fresh_ext4; then
+	BENCH_DISK_KIND="new ext4 in a file on $BENCH_DISK_KIND"
+else
+	rm -f "$BENCH_ROOT/ext4.image"
+	echo "bench: no loop device here; measuring on $BENCH_DISK_KIND as it is" >&2
+fi
+
+# Memory: about 6 KB for each file of the large lake.
+if [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] &&
+	[ "$(df --output=avail -k /dev/shm | tail -n 1)" -gt $((BENCH_FILES * 8)) ] &&
+	[ "$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)" -gt $((BENCH_FILES * 8 + 2000000)) ]; then
+	BENCH_MEMORY=$(mktemp -d -p /dev/shm lake-bench-XXXXXX)
+else
+	echo "bench: no room in /dev/shm: figures without fsync cost are left out" >&2
+fi
+
+${CC:-cc} -std=gnu17 -O2 -pthread -D_GNU_SOURCE tests/bench/files.c -o "$BENCH_ROOT/files"
+export LAKE_BIN BENCH_FILES BENCH_ROOT BENCH_DISK BENCH_DISK_KIND BENCH_MEMORY
+export BENCH_TOOL=$BENCH_ROOT/files PYTHONDONTWRITEBYTECODE=1
+python3 tests/bench/bench.py &
+child=$!
+trap 'kill -TERM $child 2>/dev/null || true' INT TERM
+status=0
+wait "$child" || status=$?
+while kill -0 "$child" 2>/dev/null; do # interrupted while waiting
+	wait "$child" || status=$?
+done
+exit "$status"

@@ -94,13 +94,18 @@ test-threads:
 check:
 	tests/run.sh check tests/lib/check.sh
 
-# -- fuzzing: one clang program per decoder; FUZZ_SECONDS each --
-build/fuzz/%: tests/fuzz/%.c $(SOURCES) $(wildcard $(addsuffix /*.h,$(FOLDERS)))
+# -- fuzzing: one clang program per decoder, FUZZ_SECONDS each; the library is built once --
+FUZZ_FLAGS := -std=gnu17 -O1 -g -pthread -Wno-everything -fno-sanitize-recover=all
+FUZZ_OBJECTS := $(SOURCES:%.c=build/fuzz/objects/%.o)
+build/fuzz/objects/%.o: %.c
 	@mkdir -p $(@D)
-	$(call quiet,FUZZ) clang $(CPPFLAGS) -std=gnu17 -O1 -g -pthread -Wno-everything \
-		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $< \
-		$(filter store/%.c refs/%.c cache/%.c,$(SOURCES)) \
-		$(filter-out fs/fuse_%.c,$(filter fs/%.c,$(SOURCES))) $(LIBS) -o $@
+	$(call quiet,CLANG) clang $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined \
+		-MMD -MP -c $< -o $@
+build/fuzz/liblake.a: $(FUZZ_OBJECTS)
+	@rm -f $@
+	$(call quiet,AR) ar rcs $@ $^
+build/fuzz/fuzz_%: tests/fuzz/fuzz_%.c build/fuzz/liblake.a
+	$(call quiet,FUZZ) clang $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer,address,undefined $^ $(LIBS) -o $@
 fuzz: $(FUZZERS)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh
 
@@ -128,5 +133,5 @@ clean:
 	rm -rf build/bin build/sanitize-* build/fuzz build/liblake.a $(addprefix build/,$(FOLDERS) tools tests)
 
 .PRECIOUS: %.o
--include $(OBJECTS:.o=.d) $(TOOL_OBJECTS:.o=.d) $(PROGRAM_NAMES:%=$(BUILD)/tools/%.d) \
+-include $(OBJECTS:.o=.d) $(FUZZ_OBJECTS:.o=.d) $(TOOL_OBJECTS:.o=.d) $(PROGRAM_NAMES:%=$(BUILD)/tools/%.d) \
 	$(UNIT_TESTS:=.d)

@@ -130,10 +130,10 @@ static inline void open_cache(struct world *world)
 	                 0);
 }
 
-static inline int set_up(void **state)
+static inline int set_up_below(void **state, const char *parent)
 {
 	struct world *world = calloc(1, sizeof(*world));
-	strcpy(world->directory, "/tmp/test_cache.XXXXXX");
+	snprintf(world->directory, sizeof(world->directory), "%s/test_cache.XXXXXX", parent);
 	assert_non_null(mkdtemp(world->directory));
 	snprintf(world->cache_path, sizeof(world->cache_path), "%s/cache", world->directory);
 	world->probe.base.ops = &probe_ops;
@@ -143,6 +143,11 @@ static inline int set_up(void **state)
 	open_cache(world);
 	*state = world;
 	return 0;
+}
+
+static inline int set_up(void **state)
+{
+	return set_up_below(state, "/tmp");
 }
 
 static inline int tear_down(void **state)

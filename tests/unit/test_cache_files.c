@@ -248,8 +248,6 @@ static void blobs_are_counted_after_opening(void **state)
 	free(bytes);
 }
 
-/* -- checking -- */
-
 struct damage {
 	unsigned count;
 	struct id id;
@@ -264,6 +262,127 @@ static int note_damage(void *context, const struct id *id, const char *path)
 	snprintf(damage->path, sizeof(damage->path), "%s", path);
 	return 0;
 }
+
+/* -- many at once -- */
+
+/* Thousands of files: quick in memory, slow on a busy disk. */
+static int set_up_in_memory(void **state)
+{
+	return set_up_below(state, access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+}
+
+static void many_recent_files_are_synced_together(void **state)
+{
+	struct world *world = *state;
+	char path[128];
+	enum { FILES = 4200 }; /* enough for the keeper to sync unasked */
+	struct content content = {.kind = CONTENT_CHUNK, .size = sizeof(unsigned)};
+	snprintf(path, sizeof(path), "%s/staged", world->directory);
+	for (unsigned i = 0; i < FILES; i++) {
+		write_local(path, &i, sizeof(i));
+		sha256_of(&i, sizeof(i), &content.pointer.id);
+		assert_int_equal(cache_adopt(world->cache, &content, path, &world->message), 0);
+	}
+	for (int i = 0; i < 1000 && names_in(world->cache_path, "blobs") < 100; i++)
+		usleep(10000);
+	assert_true(names_in(world->cache_path, "blobs") >= 100);
+	reopen(world);
+	assert_int_equal(names_in(world->cache_path, "recent"), 0);
+	assert_int_equal(names_in(world->cache_path, "blobs"), 256);
+	wait_for_count(world, FILES);
+	for (unsigned i = 0; i < FILES; i++) {
+		sha256_of(&i, sizeof(i), &content.pointer.id);
+		assert_true(cache_has(world->cache, &content));
+	}
+}
+
+#define CROWD_FILES 24
+#define CROWD_BYTES (200 * KIB)
+
+struct crowd {
+	struct world *world;
+	const struct content *contents;
+	const uint8_t *bytes; /* file i starts at byte 8 * i */
+	unsigned number;
+	int error;
+};
+
+static int use_one(struct crowd *crowd, unsigned *seed, unsigned which)
+{
+	struct blob *blob;
+	struct message message;
+	uint8_t found[5000];
+	const uint8_t *expected = crowd->bytes + which * 8;
+	int error = cache_get(crowd->world->cache, &crowd->contents[which], &blob, &message);
+	if (error)
+		return error;
+	for (int i = 0; i < 4 && !error; i++) {
+		size_t offset = (size_t)rand_r(seed) % (CROWD_BYTES - sizeof(found));
+		error = blob_ensure(blob, offset, sizeof(found), &message);
+		if (!error && (read_full(blob_descriptor(blob), found, sizeof(found),
+		                         (off_t)offset) != sizeof(found) ||
+		               memcmp(found, expected + offset, sizeof(found)) != 0))
+			error = -ERR_CORRUPT;
+	}
+	if (!error && rand_r(seed) % 3 == 0)
+		error = blob_complete_now(blob, NULL, &message);
+	blob_unref(blob);
+	return error;
+}
+
+static int adopt_one(struct crowd *crowd, unsigned which)
+{
+	char path[128];
+	struct message message;
+	snprintf(path, sizeof(path), "%s/staged.%u", crowd->world->directory, crowd->number);
+	write_local(path, crowd->bytes + which * 8, CROWD_BYTES);
+	return cache_adopt(crowd->world->cache, &crowd->contents[which], path, &message);
+}
+
+static void *use_many(void *context)
+{
+	struct crowd *crowd = context;
+	unsigned seed = crowd->number;
+	for (int i = 0; i < 150 && !crowd->error; i++) {
+		unsigned which = (unsigned)rand_r(&seed) % CROWD_FILES;
+		if (rand_r(&seed) % 10 == 0)
+			crowd->error = adopt_one(crowd, which);
+		else
+			crowd->error = use_one(crowd, &seed, which);
+	}
+	return NULL;
+}
+
+static void everything_at_once_under_a_small_bound(void **state)
+{
+	struct world *world = *state;
+	struct content contents[CROWD_FILES];
+	uint8_t *bytes = make_bytes(CROWD_BYTES + 8 * CROWD_FILES, 23);
+	struct crowd crowds[6];
+	pthread_t threads[6];
+	cache_close(world->cache);
+	world->options.bytes_max = 8 * CROWD_BYTES;
+	world->options.whole_file_bytes = 1; /* all by range */
+	open_cache(world);
+	for (unsigned i = 0; i < CROWD_FILES; i++)
+		contents[i] = store_bytes(world, bytes + i * 8, CROWD_BYTES);
+	for (unsigned i = 0; i < ARRAY_SIZE(threads); i++) {
+		crowds[i] = (struct crowd){world, contents, bytes, i, 0};
+		assert_int_equal(pthread_create(&threads[i], NULL, use_many, &crowds[i]), 0);
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(threads); i++)
+		pthread_join(threads[i], NULL);
+	for (unsigned i = 0; i < ARRAY_SIZE(threads); i++)
+		assert_int_equal(crowds[i].error, 0);
+	assert_true(stats_of(world).evicted > 0);
+	struct damage damage = {0};
+	assert_int_equal(cache_verify(world->cache, note_damage, &damage, NULL, &world->message),
+	                 0);
+	assert_int_equal(damage.count, 0);
+	free(bytes);
+}
+
+/* -- checking -- */
 
 static void verify_names_damaged_files(void **state)
 {
@@ -331,6 +450,9 @@ int main(void)
 	        TEST(least_recently_used_go_first),
 	        TEST(idle_parts_are_let_go_too),
 	        TEST(blobs_are_counted_after_opening),
+	        cmocka_unit_test_setup_teardown(many_recent_files_are_synced_together,
+	                                        set_up_in_memory, tear_down),
+	        TEST(everything_at_once_under_a_small_bound),
 	        TEST(verify_names_damaged_files),
 	        TEST(local_file_is_opened_quickly),
 	};

@@ -298,7 +298,7 @@ static int merge_attributes(struct rebase *rebase, struct inode *inode,
 		}
 	} else {
 		*ret_differs = true;
-		if (!rebase->stored && before && !attributes_match(before, after))
+		if (!rebase->stored && !(before && attributes_match(before, after)))
 			return collide(rebase);
 	}
 	return 0;

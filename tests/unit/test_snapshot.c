@@ -447,6 +447,93 @@ static void test_commit__race(void **state)
 	fixture_end(&a);
 }
 
+/* -- while others write -- */
+
+struct scribbler {
+	struct fixture *fixture;
+	_Atomic bool stop;
+	_Atomic int failed;
+	unsigned written; /* the last number in both files */
+};
+
+/* The same number goes into one file, then the other, always of one length. */
+static void *scribble(void *argument)
+{
+	struct scribbler *scribbler = argument;
+	struct worktree *main = NULL;
+	int error = worktree_get(scribbler->fixture->trees, "main", &main, NULL);
+	while (!error && !scribbler->stop) {
+		char text[16];
+		snprintf(text, sizeof(text), "%08u", scribbler->written + 1);
+		for (int i = 0; !error && i < 2; i++) {
+			do
+				error = put(main, i ? "second" : "first", text);
+			while (error == -ERR_STALE);
+		}
+		if (!error)
+			scribbler->written++;
+	}
+	scribbler->failed = error;
+	worktree_unref(main);
+	return NULL;
+}
+
+static unsigned committed_number(struct fixture *fixture, const struct pointer *tree,
+                                 const char *path)
+{
+	struct tree_entry *entry;
+	char text[16] = "";
+	check(tree_find(fixture->odb, tree, path, &entry, message));
+	assert_int_equal(entry->content.size, 8);
+	check(content_read(fixture->odb, &entry->content, 0, 8, text, message));
+	free(entry);
+	return (unsigned)atoi(text);
+}
+
+/* Each commit is one moment: the first file is never behind the second, nor more than one ahead. */
+static void test_commit__while_others_write(void **state)
+{
+	struct fixture fixture;
+	pthread_t thread;
+	fixture_new(&fixture);
+	struct scribbler scribbler = {.fixture = &fixture};
+	struct worktree *main = get(&fixture, "main");
+	check(put(main, "first", "00000000"));
+	check(put(main, "second", "00000000"));
+	assert_int_equal(pthread_create(&thread, NULL, scribble, &scribbler), 0);
+	struct commit_options options = commit_all();
+	struct commit_result result;
+	struct merge_side side;
+	unsigned last = 0, commits = 0;
+	options.wait_ms = 5000;
+	int64_t until = clock_monotonic_ms() + 20000;
+	while (commits < 15 && clock_monotonic_ms() < until) {
+		int error = worktree_commit(main, &options, &result, NULL);
+		if (error == -ERR_INVALID)
+			continue;
+		assert_int_equal(error, 0);
+		side = side_of(&fixture, &result.commit);
+		unsigned first = committed_number(&fixture, &side.tree, "first");
+		unsigned second = committed_number(&fixture, &side.tree, "second");
+		assert_true(first == second || first == second + 1);
+		assert_true(first >= last);
+		last = first;
+		commits++;
+	}
+	scribbler.stop = true;
+	pthread_join(thread, NULL);
+	assert_int_equal(scribbler.failed, 0);
+	assert_int_equal(commits, 15);
+	int error = commit(main);
+	assert_true(error == 0 || error == -ERR_INVALID);
+	struct pointer head = head_of(&fixture, "main");
+	side = side_of(&fixture, &head);
+	assert_int_equal(committed_number(&fixture, &side.tree, "first"), scribbler.written);
+	assert_int_equal(committed_number(&fixture, &side.tree, "second"), scribbler.written);
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
 /* -- a process that dies at any call to the store -- */
 
 struct dying_store {
@@ -675,6 +762,7 @@ int main(void)
 	        cmocka_unit_test(test_commit__rebased),
 	        cmocka_unit_test(test_commit__paths_rebased),
 	        cmocka_unit_test(test_commit__race),
+	        cmocka_unit_test(test_commit__while_others_write),
 	        cmocka_unit_test(test_commit__killed_at_every_store_call),
 	        cmocka_unit_test(test_commit__killed_with_changes_left),
 	        cmocka_unit_test(test_commit__many_small_files),

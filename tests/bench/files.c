@@ -88,7 +88,7 @@ static void *make_some(void *argument)
 	return NULL;
 }
 
-static void make(char **arguments)
+static void make_all(char **arguments)
 {
 	unsigned threads = (unsigned)atoi(arguments[4]);
 	pthread_t ids[64];
@@ -224,7 +224,7 @@ int main(int argc, char **argv)
 	int count = argc - 2;
 	double start = now();
 	if (strcmp(command, "make") == 0 && count == 6)
-		make(arguments);
+		make_all(arguments);
 	else if (strcmp(command, "stat") == 0 && count == 3)
 		stat_all(arguments);
 	else if (strcmp(command, "fill") == 0 && count == 3)

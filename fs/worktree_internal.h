@@ -5,6 +5,7 @@
  *   overlay.c     names and attributes: look-ups, lists, mutations
  *   records.c     the records: bytes of keys and values (format: fs/README.md, "State tables")
  *   staging.c     staging files by number
+ *   cleaner.c     deleting overlays that nobody owns
  *   file_data.c   a file's bytes as readers see them
  *   the commands (commit, move, restore, branches) build on all of these
  *
@@ -174,6 +175,11 @@ static inline uint64_t overlay_new(struct worktrees *trees)
  * inodes name, except those that inodes of the same number in overlay `successor` (0: none) name
  * too. KEEP_STAGING: unlink none. Accepts overlay 0. */
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
+
+/* cleaner.c. init before anything else; release stops the thread. */
+void cleaner_init(struct worktrees *trees);
+int cleaner_start(struct worktrees *trees, struct message *message);
+void cleaner_release(struct worktrees *trees);
 
 /* -- records of an overlay -- */
 void overlay_put_inode(struct state_batch *batch, uint64_t overlay, const struct inode *inode);

@@ -2,7 +2,7 @@
 #ifndef TESTS_WORKTREE_FIXTURE_H
 #define TESTS_WORKTREE_FIXTURE_H
 
-#include <assert.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -128,6 +128,48 @@ static inline struct pointer fixture_commit(struct fixture *fixture, struct pack
 	must(r, &message, "ref");
 	ref_release(&ref);
 	return pointer;
+}
+
+static inline struct worktree *get_main(struct fixture *fixture)
+{
+	struct worktree *worktree;
+	struct message message = {0};
+	must(worktree_get(fixture->trees, "main", &worktree, &message), &message, "get");
+	return worktree;
+}
+
+static inline size_t count_staging(struct fixture *fixture)
+{
+	size_t count = 0;
+	for (unsigned shard = 0; shard < 256; shard++) {
+		char path[160];
+		snprintf(path, sizeof(path), "%s/staging/%02x", fixture->root, shard);
+		DIR *directory = opendir(path);
+		struct dirent *entry;
+		while ((entry = readdir(directory)) != NULL)
+			count += entry->d_name[0] != '.';
+		closedir(directory);
+	}
+	return count;
+}
+
+static inline int count_staged(void *context, const struct inode *inode)
+{
+	*(size_t *)context += inode->staging != 0;
+	return 0;
+}
+
+/* No staging file without an inode. */
+static inline void check_staging(struct fixture *fixture, struct worktree *worktree)
+{
+	size_t named = 0;
+	if (worktree->overlay != 0)
+		must(overlay_inodes(fixture->trees, worktree->overlay, count_staged, &named), NULL,
+		     "inodes");
+	if (count_staging(fixture) == named)
+		return;
+	fprintf(stderr, "%zu staging files, %zu named\n", count_staging(fixture), named);
+	abort();
 }
 
 #endif

@@ -1,0 +1,189 @@
+/*
+ * cleaner.c — hides how overlays that nobody owns are deleted: in the background, a batch at a
+ * time, their staging files after the records that named them.
+ */
+#include "fs/worktree_internal.h"
+
+#include <string.h>
+#include <time.h>
+
+#define CLEAN_RETRY_MS 1000
+
+struct discarded {
+	struct discarded *next;
+	uint64_t overlay, successor;
+};
+
+void cleaner_init(struct worktrees *trees)
+{
+	pthread_mutex_init(&trees->cleaner_lock, NULL);
+	pthread_condattr_t monotonic;
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&trees->cleaner_wake, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+}
+
+void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor)
+{
+	if (overlay == 0 || overlay == successor)
+		return;
+	struct discarded *item = malloc(sizeof(*item));
+	if (item == NULL)
+		return; /* found and deleted at the next opening */
+	*item = (struct discarded){NULL, overlay, successor};
+	pthread_mutex_lock(&trees->cleaner_lock);
+	/* In this order: a successor that was itself discarded since still has its records, and its
+	 * own successor keeps what it kept. */
+	struct discarded **end = &trees->discarded;
+	while (*end != NULL)
+		end = &(*end)->next;
+	*end = item;
+	pthread_cond_signal(&trees->cleaner_wake);
+	pthread_mutex_unlock(&trees->cleaner_lock);
+}
+
+struct clean {
+	struct worktrees *trees;
+	const struct discarded *item;
+	enum state_table table;
+	struct state_batch batch;
+	struct buffer staging; /* u64 number, u64 staging: candidates for removal */
+};
+
+static int collect_record(void *context, const struct span *key, const struct span *value)
+{
+	struct clean *clean = context;
+	state_delete(&clean->batch, clean->table, key->data, key->length);
+	struct inode inode;
+	if (clean->table != STATE_INODES || clean->item->successor == KEEP_STAGING ||
+	    key->length != 16 || inode_decode(value->data, value->length, &inode) != 0)
+		return buffer_check(&clean->batch.bytes);
+	if (inode.staging != 0) {
+		buffer_u64(&clean->staging, load_u64_be((const uint8_t *)key->data + 8));
+		buffer_u64(&clean->staging, inode.staging);
+	}
+	inode_release(&inode);
+	return buffer_check(&clean->batch.bytes);
+}
+
+/* Unlinked only once the records that name them are gone. */
+static void remove_collected_staging(struct clean *clean)
+{
+	struct reader reader = reader_of(clean->staging.data, clean->staging.length);
+	while (reader_left(&reader) > 0) {
+		uint64_t number = read_u64(&reader), staging = read_u64(&reader);
+		struct inode inode = {0};
+		bool kept = clean->item->successor != 0 &&
+		            overlay_read_inode(clean->trees, clean->item->successor, number,
+		                               &inode) == 0 &&
+		            inode.staging == staging;
+		inode_release(&inode);
+		if (!kept)
+			staging_remove(clean->trees, staging);
+	}
+}
+
+/* One batch of one table. *ret_more: there may be more. */
+static int clean_batch(struct worktrees *trees, const struct discarded *item,
+                       enum state_table table, bool *ret_more)
+{
+	struct clean clean = {.trees = trees, .item = item, .table = table};
+	uint8_t prefix[8];
+	store_u64_be(prefix, item->overlay);
+	int r = state_scan(trees->state, table, prefix, sizeof(prefix), NULL, 0,
+	                   OVERLAY_CLEAN_BATCH, collect_record, &clean);
+	*ret_more = clean.batch.count > 0;
+	if (r == 0)
+		r = state_commit(trees->state, &clean.batch, NULL);
+	if (r == 0)
+		remove_collected_staging(&clean);
+	state_batch_release(&clean.batch);
+	buffer_release(&clean.staging);
+	return r;
+}
+
+static bool is_closing(struct worktrees *trees)
+{
+	pthread_mutex_lock(&trees->cleaner_lock);
+	bool closing = trees->closing;
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	return closing;
+}
+
+static int clean_overlay(struct worktrees *trees, const struct discarded *item)
+{
+	static const enum state_table tables[] = {STATE_INODES, STATE_ENTRIES};
+	for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
+		bool more = true;
+		while (more) {
+			if (is_closing(trees))
+				return 0; /* the next opening goes on */
+			int r = clean_batch(trees, item, tables[i], &more);
+			if (r != 0)
+				return r;
+		}
+	}
+	return 0;
+}
+
+/* Under cleaner_lock. */
+static void wait_for_retry(struct worktrees *trees)
+{
+	int64_t until_ms = clock_monotonic_ms() + CLEAN_RETRY_MS;
+	struct timespec until = {.tv_sec = until_ms / 1000, .tv_nsec = until_ms % 1000 * 1000000};
+	pthread_cond_timedwait(&trees->cleaner_wake, &trees->cleaner_lock, &until);
+}
+
+static void *cleaner_main(void *context)
+{
+	struct worktrees *trees = context;
+	pthread_mutex_lock(&trees->cleaner_lock);
+	while (!trees->closing) {
+		struct discarded *item = trees->discarded;
+		if (item == NULL) {
+			pthread_cond_wait(&trees->cleaner_wake, &trees->cleaner_lock);
+			continue;
+		}
+		trees->discarded = item->next;
+		pthread_mutex_unlock(&trees->cleaner_lock);
+		int r = clean_overlay(trees, item);
+		pthread_mutex_lock(&trees->cleaner_lock);
+		if (r == 0) {
+			free(item);
+			continue;
+		}
+		item->next = trees->discarded; /* a full disk: try again later */
+		trees->discarded = item;
+		if (!trees->closing)
+			wait_for_retry(trees);
+	}
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	return NULL;
+}
+
+int cleaner_start(struct worktrees *trees, struct message *message)
+{
+	int r = pthread_create(&trees->cleaner, NULL, cleaner_main, trees);
+	trees->cleaner_running = r == 0;
+	return r == 0 ? 0
+	              : fail(message, error_system(r), "cannot start a thread: %s", strerror(r));
+}
+
+void cleaner_release(struct worktrees *trees)
+{
+	if (trees->cleaner_running) {
+		pthread_mutex_lock(&trees->cleaner_lock);
+		trees->closing = true;
+		pthread_cond_signal(&trees->cleaner_wake);
+		pthread_mutex_unlock(&trees->cleaner_lock);
+		pthread_join(trees->cleaner, NULL);
+	}
+	while (trees->discarded != NULL) {
+		struct discarded *item = trees->discarded;
+		trees->discarded = item->next;
+		free(item);
+	}
+	pthread_cond_destroy(&trees->cleaner_wake);
+	pthread_mutex_destroy(&trees->cleaner_lock);
+}

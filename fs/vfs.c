@@ -257,7 +257,7 @@ int node_intern(struct vfs *vfs, struct node *parent, const char *name, const st
 }
 
 int node_describe(struct vfs *vfs, struct node *node, const struct inode *inode,
-               struct vfs_entry *ret_entry)
+                  struct vfs_entry *ret_entry)
 {
 	int result = node_stat(vfs, node, inode, &ret_entry->stat);
 	ret_entry->node = node->id;
@@ -312,7 +312,9 @@ int vfs_lookup(struct vfs *vfs, uint64_t parent_id, const char *name, struct vfs
 		result = -ERR_NOT_DIRECTORY;
 		break;
 	default:
-		result = name_entry(vfs, parent, name, ret_entry, message);
+		result = parent->flags & NODE_DIRECTORY
+		                 ? name_entry(vfs, parent, name, ret_entry, message)
+		                 : -ERR_NOT_DIRECTORY;
 	}
 	node_put(vfs, parent);
 	return result;

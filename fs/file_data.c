@@ -386,7 +386,7 @@ static int read_edges(struct file_data *data, uint64_t offset, uint64_t end, str
                       struct message *message)
 {
 	size_t head = (size_t)(offset - edges->start), tail = (size_t)(edges->end - end);
-	if (head + tail > 0 && edges->memory == NULL) {
+	if (edges->memory == NULL && head + tail > 0) {
 		edges->memory = malloc(2 * data->trees->granule);
 		if (edges->memory == NULL)
 			return fail(message, -ERR_NO_MEMORY, "out of memory");

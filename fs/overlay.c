@@ -136,11 +136,11 @@ static int run_merge(struct merge *merge, list_fn *callback, void *context, stru
 		r = advance_base(merge, message);
 	while (r == 0 && (merge->over != NULL || merge->base != NULL)) {
 		int order = compare_heads(merge);
-		if (order <= 0 && !merge->over->whiteout) {
+		if (order <= 0 && merge->over != NULL && !merge->over->whiteout) {
 			struct found found = {.number = merge->over->number,
 			                      .mode = merge->over->mode};
 			r = callback(context, merge->over->name, merge->over->name_length, &found);
-		} else if (order > 0) {
+		} else if (order > 0 && merge->base != NULL) {
 			struct found found = {.mode = merge->base->attributes.mode,
 			                      .entry = (struct tree_entry *)merge->base};
 			r = callback(context, merge->base->name, merge->base->name_length, &found);
@@ -448,7 +448,7 @@ int worktree_make(struct worktree *worktree, uint64_t parent, const char *name, 
 		return new_inode(trees, attributes, target, ret_inode, message);
 	CLEANUP(slot_release) struct slot slot = {0};
 	int r = slot_prepare(worktree, parent, name, name_length, &slot, message);
-	struct inode inode;
+	struct inode inode = {0};
 	if (r == 0)
 		r = new_inode(trees, attributes, target, &inode, message);
 	if (r != 0)

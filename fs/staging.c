@@ -261,7 +261,7 @@ static int give_staging(struct worktree *worktree, struct inode *inode, bool tru
 {
 	struct worktrees *trees = worktree->trees;
 	CLEANUP(close_descriptor) int fd = -1;
-	uint64_t staging;
+	uint64_t staging = 0;
 	bool piecewise = false, empty = truncate || inode->content.size == 0;
 	int r = staging_create(trees, &staging, empty ? NULL : &fd, message);
 	if (r != 0)

@@ -25,8 +25,8 @@
 enum state_table {
 	STATE_META,     /* counters, format version */
 	STATE_BRANCHES, /* branch name -> working tree record */
-	STATE_ENTRIES,  /* overlay u64be, directory number u64be, name -> whiteout or inode number */
-	STATE_INODES,   /* overlay u64be, inode number u64be -> inode record */
+	STATE_ENTRIES, /* overlay u64be, directory number u64be, name -> whiteout or inode number */
+	STATE_INODES,  /* overlay u64be, inode number u64be -> inode record */
 	STATE_TABLE_COUNT,
 };
 
@@ -40,9 +40,9 @@ struct state_batch {
 	uint32_t count;
 };
 void state_put(struct state_batch *batch, enum state_table table, const void *key,
-	       size_t key_length, const void *value, size_t value_length);
+               size_t key_length, const void *value, size_t value_length);
 void state_delete(struct state_batch *batch, enum state_table table, const void *key,
-		  size_t key_length);
+                  size_t key_length);
 void state_batch_release(struct state_batch *batch);
 
 /* The batch is sealed in place: commit it once. An empty one is 0 at once.
@@ -53,14 +53,14 @@ int state_fold(struct state *state, struct message *message);
 
 /* Appends a copy of the value to `ret_value`. -ERR_NOT_FOUND. */
 int state_get(struct state *state, enum state_table table, const void *key, size_t key_length,
-	      struct buffer *ret_value);
+              struct buffer *ret_value);
 /* Calls back for keys that start with `prefix` and are > `after` (after_length 0: from the
  * start), at most `limit` (0: all). The spans are borrowed during the callback, which runs under
  * the state's lock: no state call from inside. Non-zero stops and is returned. */
 typedef int state_scan_fn(void *context, const struct span *key, const struct span *value);
 int state_scan(struct state *state, enum state_table table, const void *prefix,
-	       size_t prefix_length, const void *after, size_t after_length, size_t limit,
-	       state_scan_fn *callback, void *context);
+               size_t prefix_length, const void *after, size_t after_length, size_t limit,
+               state_scan_fn *callback, void *context);
 /* Ever-growing numbers for overlays, inodes and staging files; never given twice, even after a
  * crash (blocks of them are reserved through the journal). 0: the journal cannot be written now
  * (-ERR_NO_SPACE). */

@@ -40,17 +40,17 @@ struct worktree_observer {
 	void *context;
 	/* The branch shows another tree than before at the paths where these differ. */
 	void (*moved)(void *context, const char *branch, const struct pointer *before,
-		      const struct pointer *after);
+	              const struct pointer *after);
 	/* These paths (and below) of the branch's working tree were changed by a command. */
 	void (*paths_changed)(void *context, const char *branch, const char *const *paths,
-			      size_t count);
+	                      size_t count);
 	void (*branch_gone)(void *context, const char *branch);
 	void (*branch_renamed)(void *context, const char *from, const char *to);
 	/* Every file of `branch` (NULL: of all) open for writing. */
 	int (*open_files)(void *context, const char *branch,
-			  int (*callback)(void *argument, const char *branch, const char *path,
-					  int pid),
-			  void *argument);
+	                  int (*callback)(void *argument, const char *branch, const char *path,
+	                                  int pid),
+	                  void *argument);
 };
 
 struct worktrees_options {
@@ -64,19 +64,19 @@ struct worktrees_options {
 /* Borrows everything. Finishes or drops commits that a crash interrupted; removes unnamed staging
  * files and overlays nobody owns. */
 int worktrees_open(const struct worktrees_options *options, struct worktrees **ret_trees,
-		   struct message *message);
+                   struct message *message);
 void worktrees_close(struct worktrees *trees);
 void worktrees_observe(struct worktrees *trees, const struct worktree_observer *observer);
 /* Asks the observer's open_files; nothing is open when nobody observes. */
 int worktrees_open_files(struct worktrees *trees, const char *branch,
-			 int (*callback)(void *argument, const char *branch, const char *path,
-					 int pid),
-			 void *argument);
+                         int (*callback)(void *argument, const char *branch, const char *path,
+                                         int pid),
+                         void *argument);
 
 /* The branch's working tree, one reference. When nothing is uncommitted it follows the branch's
  * head; reads the ref at most once per `refresh` (1 s) unless asked to. -ERR_NOT_FOUND. */
 int worktree_get(struct worktrees *trees, const char *branch, struct worktree **ret_worktree,
-		 struct message *message);
+                 struct message *message);
 int worktree_refresh(struct worktree *worktree, struct message *message);
 /* The same as worktree_get does: at most once per second, and a store that is away is no error.
  * Neither may be called between enter and leave. */
@@ -101,7 +101,7 @@ struct inode {
 	struct content content; /* files without staging: all of it; piecewise: what lies below */
 	uint64_t staging;       /* 0: none */
 	bool piecewise;         /* staging holds only what was written; 4 KiB-aligned data extents
-				   of the (sparse) staging file override the content */
+	                           of the (sparse) staging file override the content */
 	uint64_t base_bytes;    /* piecewise: how much of content still shows */
 	char *target;           /* owned */
 	size_t target_length;
@@ -125,19 +125,16 @@ struct found {
 	struct tree_entry *entry;
 };
 /* -ERR_NOT_FOUND; -ERR_STALE when the number is no longer valid (look up again by path). */
-int worktree_lookup(struct worktree *worktree, const struct directory *directory,
-		    const char *name, size_t name_length, struct found *ret_found,
-		    struct message *message);
+int worktree_lookup(struct worktree *worktree, const struct directory *directory, const char *name,
+                    size_t name_length, struct found *ret_found, struct message *message);
 int worktree_inode(struct worktree *worktree, uint64_t number, struct inode *ret_inode);
 /* The root's directory: number when the overlay has it, else the base tree. */
 int worktree_root(struct worktree *worktree, struct directory *ret_directory);
 /* List names > `after` in byte order, overlay and base merged, until the callback returns
  * non-zero (then returned) or the end (0). `found->entry` is borrowed during the callback. */
-typedef int list_fn(void *context, const char *name, size_t name_length,
-		    const struct found *found);
-int worktree_list(struct worktree *worktree, const struct directory *directory,
-		  const char *after, size_t after_length, list_fn *callback, void *context,
-		  struct message *message);
+typedef int list_fn(void *context, const char *name, size_t name_length, const struct found *found);
+int worktree_list(struct worktree *worktree, const struct directory *directory, const char *after,
+                  size_t after_length, list_fn *callback, void *context, struct message *message);
 
 /* -- mutations: between enter and leave, so that a commit sees all of one or nothing -- */
 /* Waits while a commit or move swaps the overlay. -ERR_STALE when `epoch` has passed,
@@ -150,39 +147,38 @@ int worktree_adopt_root(struct worktree *worktree, uint64_t *ret_number);
 /* Bring the committed entry `name` of overlay directory `parent` into the overlay. When it is
  * there already its number is returned. `shown`: the st_ino callers have seen. */
 int worktree_adopt(struct worktree *worktree, uint64_t parent, const struct tree_entry *entry,
-		   uint64_t shown, uint64_t *ret_number, struct message *message);
+                   uint64_t shown, uint64_t *ret_number, struct message *message);
 /* A new inode under a free name (-ERR_EXISTS). A regular file gets an empty staging file; a
- * symlink its target. attributes->mtime_ns 0: now. parent 0: a nameless file (O_TMPFILE): *ret_inode is its only record until
- * worktree_link gives it a name. */
-int worktree_make(struct worktree *worktree, uint64_t parent, const char *name,
-		  size_t name_length, const struct attributes *attributes, const char *target,
-		  struct inode *ret_inode, struct message *message);
+ * symlink its target. attributes->mtime_ns 0: now. parent 0: a nameless file (O_TMPFILE):
+ * *ret_inode is its only record until worktree_link gives it a name. */
+int worktree_make(struct worktree *worktree, uint64_t parent, const char *name, size_t name_length,
+                  const struct attributes *attributes, const char *target, struct inode *ret_inode,
+                  struct message *message);
 /* Another name for an overlay inode; `orphan` (may be NULL) is the caller's copy of one whose
  * last name is gone. */
-int worktree_link(struct worktree *worktree, uint64_t number, struct inode *orphan,
-		  uint64_t parent, const char *name, size_t name_length,
-		  struct message *message);
+int worktree_link(struct worktree *worktree, uint64_t number, struct inode *orphan, uint64_t parent,
+                  const char *name, size_t name_length, struct message *message);
 /* Remove a name. When it was the last one of an overlay inode, *ret_last holds it (number != 0)
  * and its staging file stays until worktree_forget (ret_last NULL: it goes at once). A committed
  * entry need not be adopted first. -ERR_NOT_EMPTY, -ERR_IS_DIRECTORY,
  * -ERR_NOT_DIRECTORY. */
 int worktree_remove(struct worktree *worktree, uint64_t parent, const char *name,
-		    size_t name_length, bool directory, struct inode *ret_last,
-		    struct message *message);
+                    size_t name_length, bool directory, struct inode *ret_last,
+                    struct message *message);
 /* Both names' parents are in the overlay; the source has been adopted, and so has the target
- * when it exists (else -ERR_STALE). flags: RENAME_NOREPLACE, RENAME_EXCHANGE. *ret_last as above for a replaced
- * target. The caller has excluded moving a directory below itself. */
+ * when it exists (else -ERR_STALE). flags: RENAME_NOREPLACE, RENAME_EXCHANGE. *ret_last as above
+ * for a replaced target. The caller has excluded moving a directory below itself. */
 int worktree_rename(struct worktree *worktree, uint64_t from_parent, const char *from,
-		    size_t from_length, uint64_t to_parent, const char *to, size_t to_length,
-		    unsigned flags, struct inode *ret_last, struct message *message);
+                    size_t from_length, uint64_t to_parent, const char *to, size_t to_length,
+                    unsigned flags, struct inode *ret_last, struct message *message);
 /* Which attributes to set. Size is worktree_truncate's. Each call sets ctime to now; SET_CTIME
  * alone does nothing else. The kind of inode in attributes->mode is ignored. */
 enum { SET_MODE = 1, SET_UID = 2, SET_GID = 4, SET_MTIME = 8, SET_CTIME = 16 };
 int worktree_set_attributes(struct worktree *worktree, uint64_t number, unsigned which,
-			    const struct attributes *attributes);
+                            const struct attributes *attributes);
 /* flags: XATTR_CREATE (-ERR_EXISTS), XATTR_REPLACE; a missing one is ENODATA's system error. */
 int worktree_set_xattr(struct worktree *worktree, uint64_t number, const char *name,
-		       struct span value /* data NULL: remove */, int flags);
+                       struct span value /* data NULL: remove */, int flags);
 /* An orphan (last name gone) is not needed any more: remove its staging file. */
 void worktree_forget(struct worktrees *trees, const struct inode *last);
 
@@ -190,33 +186,33 @@ void worktree_forget(struct worktrees *trees, const struct inode *last);
 /* Make the file writable: give it a staging file holding its content (copied when small,
  * piecewise when large, empty when `truncate`). The inode is read back into *ret_inode. */
 int worktree_writable(struct worktree *worktree, uint64_t number, bool truncate,
-		      struct inode *ret_inode, struct message *message);
+                      struct inode *ret_inode, struct message *message);
 /* Open the staging file itself; O_RDONLY or O_RDWR. */
 int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_fd);
 /* A regular file's bytes as readers see them, local when possible. One per open file or shared
  * per inode; the caller keeps it while anything is open. */
 struct file_data;
 int file_data_open(struct worktrees *trees, const struct inode *inode, bool write,
-		   struct file_data **ret_data, struct message *message);
+                   struct file_data **ret_data, struct message *message);
 int file_data_open_content(struct worktrees *trees, const struct content *content,
-			   struct file_data **ret_data, struct message *message);
+                           struct file_data **ret_data, struct message *message);
 void file_data_close(struct file_data *data);
 /* A descriptor that holds every byte of the file, for passthrough: -1 when not wholly local.
  * Valid until close. Writable when opened for writing. */
 int file_data_local(const struct file_data *data);
 ssize_t file_data_read(struct file_data *data, void *out, size_t length, uint64_t offset,
-		       struct message *message);
-ssize_t file_data_write(struct file_data *data, const void *bytes, size_t length,
-			uint64_t offset, struct message *message);
+                       struct message *message);
+ssize_t file_data_write(struct file_data *data, const void *bytes, size_t length, uint64_t offset,
+                        struct message *message);
 int file_data_truncate(struct file_data *data, uint64_t size, struct message *message);
 int file_data_allocate(struct file_data *data, int mode, uint64_t offset, uint64_t length,
-		       struct message *message); /* fallocate(2) */
+                       struct message *message);            /* fallocate(2) */
 int file_data_sync(struct file_data *data, bool data_only); /* the bytes; names: state_sync */
 int file_data_stat(struct file_data *data, struct stat *ret_stat); /* size, times, blocks */
 int file_data_seek(struct file_data *data, uint64_t offset, int whence, uint64_t *ret_offset);
 /* Truncate by number, without an open file (SETATTR by path). */
 int worktree_truncate(struct worktree *worktree, uint64_t number, uint64_t size,
-		      struct message *message);
+                      struct message *message);
 /* stat(2) of an overlay inode: record and staging file together. st_ino of a root is its number
  * (its `shown` is 0): callers show their own. */
 int worktree_stat(struct worktree *worktree, const struct inode *inode, struct stat *ret_stat);
@@ -246,11 +242,11 @@ struct commit_result {
  * files become cached blobs. -ERR_BUSY, -ERR_CONFLICT (paths in the message; nothing lost),
  * -ERR_INVALID when nothing changed and not allow_empty. */
 int worktree_commit(struct worktree *worktree, const struct commit_options *options,
-		    struct commit_result *ret_result, struct message *message);
+                    struct commit_result *ret_result, struct message *message);
 /* Uncommitted changes, in path order. change.after of a staged file has content.size set and a
  * zero id. */
 int worktree_changes(struct worktree *worktree, const char *const *paths, size_t path_count,
-		     change_fn *callback, void *context, struct message *message);
+                     change_fn *callback, void *context, struct message *message);
 /* Move the branch's ref from its current head to `commit` and the working tree with it.
  * Uncommitted changes are kept when no path collides (-ERR_CONFLICT names those that do; nothing
  * moved), or thrown away with `discard`. `expected` (may be NULL) is the head the caller's work
@@ -261,23 +257,21 @@ struct move_options {
 	bool discard;
 };
 int worktree_move(struct worktree *worktree, const struct pointer *commit,
-		  const struct move_options *options, struct message *message);
+                  const struct move_options *options, struct message *message);
 /* Make `paths` (and below) as in `from` (a commit's tree; NULL: the base): uncommitted changes
  * there are gone, differences become uncommitted changes. Unknown paths: -ERR_NOT_FOUND. */
-int worktree_restore(struct worktree *worktree, const struct commit *from,
-		     const char *const *paths, size_t path_count, uint64_t *ret_changed,
-		     struct message *message);
+int worktree_restore(struct worktree *worktree, const struct commit *from, const char *const *paths,
+                     size_t path_count, uint64_t *ret_changed, struct message *message);
 /* The branch itself: its working tree goes with it (-ERR_BUSY while files are open for writing;
  * -ERR_REFUSED when uncommitted changes would be lost and not `force`). */
 int worktree_delete_branch(struct worktrees *trees, const char *branch, bool force,
-			   const struct ref_author *author, struct message *message);
+                           const struct ref_author *author, struct message *message);
 int worktree_rename_branch(struct worktrees *trees, const char *from, const char *to,
-			   const struct ref_author *author, struct message *message);
+                           const struct ref_author *author, struct message *message);
 /* Base commits, and the trees and content that uncommitted changes refer to: roots for gc. */
 int worktrees_roots(struct worktrees *trees,
-		    int (*commit_fn)(void *context, const struct pointer *commit),
-		    int (*tree_fn)(void *context, const struct pointer *tree),
-		    int (*content_fn)(void *context, const struct content *content),
-		    void *context);
+                    int (*commit_fn)(void *context, const struct pointer *commit),
+                    int (*tree_fn)(void *context, const struct pointer *tree),
+                    int (*content_fn)(void *context, const struct content *content), void *context);
 
 #endif

@@ -183,6 +183,7 @@ def versions_in(directory, memory):
             say(f"versions of {count:,} files, {'in memory' if memory else 'on disk'}")
             if not url:
                 figures["build", count] = build(lake, layout)
+            lake.settle()
             for what, seconds in measure_versions(lake, layout).items():
                 figures[what, count] = seconds
                 say(f"  {what}: {ms(seconds)}")

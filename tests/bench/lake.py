@@ -88,6 +88,18 @@ class Lake:
         self.umount()
         self.mount()
 
+    def settle(self):
+        """Wait until laked has nothing left to do in the background, at most two minutes."""
+        def ticks():
+            with open(f"/proc/{self.daemon.pid}/stat") as stat:
+                fields = stat.read().rsplit(")", 1)[1].split()
+            return int(fields[11]) + int(fields[12])
+        for _ in range(240):
+            before = ticks()
+            time.sleep(0.5)
+            if ticks() - before <= 2:
+                break
+
     def _note_memory(self, pid):
         try:
             with open(f"/proc/{pid}/status") as status:

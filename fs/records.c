@@ -499,6 +499,7 @@ int branch_record_decode(const void *bytes, size_t length, struct branch_record 
 	get_pointer(&reader, &record.base);
 	record.intent = (flags & BRANCH_INTENT) != 0;
 	if (record.intent) {
+		get_pointer(&reader, &record.intent_head);
 		get_pointer(&reader, &record.intent_commit);
 		record.intent_overlay = read_u64(&reader);
 		record.intent_root = read_u64(&reader);
@@ -535,6 +536,7 @@ void branch_record_put(struct state_batch *batch, const char *branch,
 	buffer_u64(&value, record->root);
 	put_pointer(&value, &record->base);
 	if (record->intent) {
+		put_pointer(&value, &record->intent_head);
 		put_pointer(&value, &record->intent_commit);
 		buffer_u64(&value, record->intent_overlay);
 		buffer_u64(&value, record->intent_root);

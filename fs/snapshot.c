@@ -142,7 +142,7 @@ int fail_busy(struct worktree *worktree, struct names *known, size_t count, cons
 void snapshot_unintend(struct worktree *worktree)
 {
 	for (int try = 0; try < UNINTEND_TRIES_MAX; try++) {
-		if (!worktree_intend(worktree, NULL, 0, 0, NULL))
+		if (!worktree_intend(worktree, NULL, NULL, 0, 0, NULL))
 			return;
 		pause_ms(UNINTEND_PAUSE_MS);
 	}
@@ -434,8 +434,8 @@ static int move_ref(struct committing *committing)
 	int error = packer_flush(committing->packer, committing->message);
 	bool intend = committing->view.overlay != 0;
 	if (!error && intend)
-		error = worktree_intend(worktree, self, committing->left, committing->left_root,
-		                        committing->message);
+		error = worktree_intend(worktree, &committing->head.commit, self, committing->left,
+		                        committing->left_root, committing->message);
 	if (error)
 		return error;
 	error = ref_move(odb_store(committing->trees->odb), &committing->head, self, &author,

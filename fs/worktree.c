@@ -188,13 +188,15 @@ static int put_record(struct worktree *worktree, const struct branch_record *rec
 	return state_commit(worktree->trees->state, &batch, message);
 }
 
-int worktree_intend(struct worktree *worktree, const struct pointer *commit, uint64_t overlay,
-                    uint64_t root, struct message *message)
+int worktree_intend(struct worktree *worktree, const struct pointer *head,
+                    const struct pointer *commit, uint64_t overlay, uint64_t root,
+                    struct message *message)
 {
 	struct branch_record record = record_of(worktree);
 	if (commit == NULL)
 		return put_record(worktree, &record, message);
 	record.intent = true;
+	record.intent_head = *head;
 	record.intent_commit = *commit;
 	record.intent_overlay = overlay;
 	record.intent_root = root;
@@ -318,17 +320,29 @@ int worktrees_open_files(struct worktrees *trees, const char *branch,
 
 /* -- what an interrupted commit left -- */
 
-/* Did the ref ever stand on `commit`? */
-static int ref_had(struct worktrees *trees, const struct ref *ref, const struct pointer *commit,
-                   bool *ret_had)
+/* Did the ref get from the intent's head to its commit? Moves are newest first: what comes before
+ * the head in them happened since. */
+static int ref_had(struct worktrees *trees, const struct ref *ref,
+                   const struct branch_record *record, bool *ret_had)
 {
+	const struct pointer *head = &record->intent_head, *commit = &record->intent_commit;
 	*ret_had = id_equal(&ref->commit.id, &commit->id);
-	for (size_t i = 0; !*ret_had && i < ref->move_count; i++)
+	if (*ret_had || id_equal(&ref->commit.id, &head->id))
+		return 0;
+	for (size_t i = 0; i < ref->move_count; i++) {
 		*ret_had = id_equal(&ref->moves[i].after.id, &commit->id);
-	if (*ret_had || ref->move_count < REF_MOVES_MAX || trees->history == NULL)
+		if (*ret_had || id_equal(&ref->moves[i].after.id, &head->id))
+			return 0;
+	}
+	if (ref->move_count < REF_MOVES_MAX || trees->history == NULL)
 		return 0;
 	/* The moves do not reach back far enough. A commit that cannot be read never got there. */
+	bool before = false;
 	int r = is_ancestor(trees->history, commit, &ref->commit, ret_had, NULL);
+	if (r == 0 && *ret_had)
+		r = is_ancestor(trees->history, commit, head, &before, NULL);
+	if (r == 0 && before)
+		*ret_had = false;
 	return r == -ERR_NOT_FOUND ? 0 : r;
 }
 
@@ -340,7 +354,7 @@ static int settle(struct worktrees *trees, const char *branch, struct branch_rec
 	bool had = false;
 	int r = ref_read(store_of(trees), REF_BRANCH, branch, &ref, NULL);
 	if (r == 0)
-		r = ref_had(trees, &ref, &record->intent_commit, &had);
+		r = ref_had(trees, &ref, record, &had);
 	if (r != 0 && r != -ERR_NOT_FOUND)
 		return fail(message, r,
 		            "a commit to '%s' was interrupted, and whether it was done cannot be "

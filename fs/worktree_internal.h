@@ -108,12 +108,13 @@ struct branch_record {
 	uint64_t overlay;
 	uint64_t root;
 	struct pointer base;
-	/* A commit is about to move the ref: when the ref's history has `intent_commit`, the branch
-	 * is to have that base with `intent_overlay` (0: nothing uncommitted is left); else nothing
-	 * happened. worktrees_open settles it (or the first worktree_get, when the store was away).
-	 */
+	/* The ref is about to be moved from `intent_head`: when since it stood there it has stood
+	 * on `intent_commit`, the branch is to have that base with `intent_overlay` (0: nothing
+	 * uncommitted is left); else nothing happened. worktrees_open settles it (or the first
+	 * worktree_get, when the store was away). The commit alone would not tell: a branch that is
+	 * reset stood on it before. */
 	bool intent;
-	struct pointer intent_commit;
+	struct pointer intent_head, intent_commit;
 	uint64_t intent_overlay;
 	uint64_t intent_root;
 };
@@ -141,10 +142,11 @@ void worktree_view(struct worktree *worktree, struct worktree_view *ret_view);
 int worktree_close_gate(struct worktree *worktree);
 void worktree_open_gate(struct worktree *worktree);
 
-/* Gate closed. Record (or, commit NULL, drop) what a commit is about to do, and make it and every
- * batch before it durable. Must return 0 before the ref is moved. */
-int worktree_intend(struct worktree *worktree, const struct pointer *commit, uint64_t overlay,
-                    uint64_t root, struct message *message);
+/* Gate closed. Record (or, commit NULL, drop) that the ref is to move from `head`, and make it and
+ * every batch before it durable. Must return 0 before the ref is moved. */
+int worktree_intend(struct worktree *worktree, const struct pointer *head,
+                    const struct pointer *commit, uint64_t overlay, uint64_t root,
+                    struct message *message);
 /* Gate closed. The branch now shows `base` with `overlay` (0: nothing uncommitted; else root is
  * its root inode): one batch, which also ends an intent, and a new epoch. The old overlay's
  * records stay: pass it to overlay_discard when its staging files have been dealt with. The

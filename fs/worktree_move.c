@@ -94,8 +94,8 @@ static int move_ref_once(struct moving *moving, bool intend)
 	if (expected && !id_equal(&head.commit.id, &expected->id))
 		return fail(moving->message, -ERR_MOVED, "%s has moved meanwhile", branch);
 	if (intend)
-		error = worktree_intend(moving->worktree, target, moving->left, moving->left_root,
-		                        moving->message);
+		error = worktree_intend(moving->worktree, &head.commit, target, moving->left,
+		                        moving->left_root, moving->message);
 	if (error)
 		return error;
 	error = ref_move(store, &head, target, &author, moving->message);

@@ -628,6 +628,16 @@ static int crash_commit_paths(struct worktree *main)
 	return worktree_commit(main, &options, &result, NULL);
 }
 
+static int crash_move(struct worktree *main)
+{
+	struct commit *base;
+	const struct move_options options = {.who = "tester@host", .command = "reset"};
+	check(worktree_base(main, &base));
+	int error = worktree_move(main, &base->parents[0], &options, NULL);
+	free(base);
+	return error;
+}
+
 /* Runs `body` in a child that dies at store call `n`. False: it lived. */
 static bool crash_at(const struct fixture *fixture, int n, bool after, crash_fn *body)
 {
@@ -656,63 +666,94 @@ static bool crash_at(const struct fixture *fixture, int n, bool after, crash_fn 
 	return false;
 }
 
-static void crash_everywhere(crash_fn *body, const char *changes_before, const char *changes_after)
+/* Two commits, then changes. Returns the working tree as text. */
+static struct buffer crash_prepare(struct fixture *fixture)
+{
+	fixture_new(fixture);
+	struct worktree *main = get(fixture, "main");
+	check(make(main, "d", S_IFDIR | 0755, NULL));
+	check(put(main, "d/x", "x"));
+	check(put(main, "old", "old"));
+	check(commit(main));
+	check(put(main, "extra", "extra"));
+	check(put(main, "d/kept", "kept"));
+	check(commit(main));
+	check(put(main, "new", "new"));
+	check(put(main, "old", "old2"));
+	check(del(main, "d/x"));
+	check(put(main, "d/z", "z"));
+	struct buffer before = dump_worktree(fixture, main);
+	worktree_unref(main);
+	return before;
+}
+
+/* True when the branch had moved; then the working tree is `done`, else as it was. */
+static bool crash_check(struct fixture *fixture, const struct pointer *head,
+                        const struct buffer *before, const struct buffer *done,
+                        const char *changes_after)
+{
+	fixture_open(fixture, NULL);
+	struct worktree *main = get(fixture, "main");
+	struct buffer now = dump_worktree(fixture, main);
+	struct pointer moved = head_of(fixture, "main");
+	bool committed = !id_equal(&head->id, &moved.id);
+	assert_string_equal((char *)(committed ? done : before)->data, (char *)now.data);
+	assert_changes(main, committed ? changes_after
+	                               : "removed d/x\nadded d/z\nadded new\nmodified old\n");
+	/* and work goes on */
+	check(put(main, "again", "again"));
+	check(commit(main));
+	assert_file(fixture, main, "new", "new");
+	assert_changes(main, "");
+	buffer_release(&now);
+	worktree_unref(main);
+	return committed;
+}
+
+static void crash_everywhere(crash_fn *body, const char *changes_after)
 {
 	int finished = 0, undone = 0;
+	struct fixture fixture;
+	struct buffer before = crash_prepare(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	assert_int_equal(body(main), 0);
+	struct buffer done = dump_worktree(&fixture, main);
+	worktree_unref(main);
+	fixture_end(&fixture);
 	for (int round = 0; round < 2; round++) {
 		bool after = round == 1, died = true;
 		for (int n = 1; died; n++) {
-			struct fixture fixture;
-			fixture_new(&fixture);
-			struct worktree *main = get(&fixture, "main");
-			check(make(main, "d", S_IFDIR | 0755, NULL));
-			check(put(main, "d/x", "x"));
-			check(put(main, "old", "old"));
-			check(commit(main));
-			check(put(main, "new", "new"));
-			check(put(main, "old", "old2"));
-			check(del(main, "d/x"));
-			check(put(main, "d/z", "z"));
-			struct buffer before = dump_worktree(&fixture, main);
-			struct pointer head = head_of(&fixture, "main");
-			worktree_unref(main);
-			fixture_close(&fixture);
-
-			died = crash_at(&fixture, n, after, body);
-			fixture_open(&fixture, NULL);
-			main = get(&fixture, "main");
-			struct buffer now = dump_worktree(&fixture, main);
-			assert_string_equal((char *)before.data, (char *)now.data);
-			struct pointer moved = head_of(&fixture, "main");
-			bool committed = !id_equal(&head.id, &moved.id);
-			if (!died)
-				assert_true(committed);
-			assert_changes(main, committed ? changes_after : changes_before);
-			committed ? finished++ : undone++;
-			/* and work goes on */
-			check(put(main, "again", "again"));
-			check(commit(main));
-			assert_file(&fixture, main, "new", "new");
-			assert_changes(main, "");
 			buffer_release(&before);
-			buffer_release(&now);
-			worktree_unref(main);
+			before = crash_prepare(&fixture);
+			struct pointer head = head_of(&fixture, "main");
+			fixture_close(&fixture);
+			died = crash_at(&fixture, n, after, body);
+			bool committed =
+			        crash_check(&fixture, &head, &before, &done, changes_after);
+			assert_true(died || committed);
+			committed ? finished++ : undone++;
 			fixture_end(&fixture);
 		}
 	}
-	print_message("crashes: %d before the branch moved, %d after\n", undone, finished);
+	print_message("crashes: %d before the branch moved, %d after\n", undone, finished - 2);
 	assert_true(undone >= 4 && finished >= 3);
+	buffer_release(&before);
+	buffer_release(&done);
 }
 
 static void test_commit__killed_at_every_store_call(void **state)
 {
-	crash_everywhere(crash_commit, "removed d/x\nadded d/z\nadded new\nmodified old\n", "");
+	crash_everywhere(crash_commit, "");
 }
 
 static void test_commit__killed_with_changes_left(void **state)
 {
-	crash_everywhere(crash_commit_paths, "removed d/x\nadded d/z\nadded new\nmodified old\n",
-	                 "modified old\n");
+	crash_everywhere(crash_commit_paths, "modified old\n");
+}
+
+static void test_move__killed_at_every_store_call(void **state)
+{
+	crash_everywhere(crash_move, "removed d/x\nadded d/z\nadded new\nmodified old\n");
 }
 
 /* -- how much it costs -- */
@@ -765,6 +806,7 @@ int main(void)
 	        cmocka_unit_test(test_commit__while_others_write),
 	        cmocka_unit_test(test_commit__killed_at_every_store_call),
 	        cmocka_unit_test(test_commit__killed_with_changes_left),
+	        cmocka_unit_test(test_move__killed_at_every_store_call),
 	        cmocka_unit_test(test_commit__many_small_files),
 	};
 	return cmocka_run_group_tests_name("snapshot", tests, NULL, NULL);

@@ -135,7 +135,7 @@ static void test_move__settled_after_opening(void **state)
 	uint64_t overlay, root;
 	check(rebase_overlay(&(struct rebase_options){.ground = &ground, .after = after}, &overlay,
 	                     &root, &collisions, message));
-	check(worktree_intend(main, &first, overlay, root, message));
+	check(worktree_intend(main, &view.base, &first, overlay, root, message));
 	struct ref ref;
 	check(ref_read(fixture.store, REF_BRANCH, "main", &ref, message));
 	check(ref_move(fixture.store, &ref, &first, &tester, message));

@@ -143,7 +143,7 @@ static void interrupted(bool moved)
 	struct pointer commit = fixture_commit(&shared, packer, &view.base_tree, "other");
 	packer_free(packer);
 	must(worktree_close_gate(worktree), NULL, "gate");
-	must(worktree_intend(worktree, &commit, 0, 0, NULL), NULL, "intend");
+	must(worktree_intend(worktree, &view.base, &commit, 0, 0, NULL), NULL, "intend");
 	if (moved) {
 		struct ref ref = {0};
 		must(ref_read(shared.store, REF_BRANCH, "main", &ref, NULL), NULL, "ref");

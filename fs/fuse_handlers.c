@@ -421,8 +421,7 @@ static void handle_release(fuse_req_t request, fuse_ino_t node, struct fuse_file
 	struct mount *mount = begin(request);
 	bool wrote = vfs_file_writes(file_of(info)) && mount->passthrough.active;
 	vfs_release(mount->vfs, file_of(info));
-	/* Writes through mmap changed size and time of the backing file without the kernel's
-	 * FUSE side noticing. Before the reply: whoever waits for close sees what is true. */
+	/* Writes through mmap changed the backing file's times, unseen by the kernel's FUSE side. */
 	if (wrote)
 		notify_inode(mount, node, false);
 	fuse_reply_err(request, 0);

@@ -322,27 +322,37 @@ int vfs_lookup(struct vfs *vfs, uint64_t parent_id, const char *name, struct vfs
 
 /* -- what only looks -- */
 
+/* An old version: no path leads to it any more, who has it open keeps it. */
+static bool node_frozen(struct vfs *vfs, struct node *node)
+{
+	nodes_lock(vfs->nodes);
+	bool frozen = (node->flags & NODE_DETACHED) && !node->orphan;
+	nodes_unlock(vfs->nodes);
+	return frozen;
+}
+
 static int getattr(struct vfs *vfs, struct node *node, struct stat *ret_stat,
                    struct message *message)
 {
 	struct inode inode;
-	int result;
+	int result = -ERR_STALE;
 	if (!node->scope) {
 		fixed_stat(vfs, node, ret_stat);
 		return 0;
 	}
-	nodes_lock(vfs->nodes);
-	bool frozen = (node->flags & NODE_DETACHED) && !node->orphan;
-	nodes_unlock(vfs->nodes);
-	if (frozen) {
-		result = open_frozen(vfs, node, NULL, ret_stat);
-		ret_stat->st_ino = node->shown;
-		return result;
-	}
 	for (int i = 0; i < VFS_TRIES; i++) {
+		if (node_frozen(vfs, node)) {
+			result = open_frozen(vfs, node, NULL, ret_stat);
+			ret_stat->st_ino = node->shown;
+			return result;
+		}
 		result = node_inode(vfs, node, &inode, message);
 		if (result < 0)
 			return result;
+		if (node_frozen(vfs, node)) { /* that very call found out */
+			inode_release(&inode);
+			continue;
+		}
 		result = node_stat(vfs, node, &inode, ret_stat);
 		inode_release(&inode);
 		/* Its staging file became a cached blob between the two. */

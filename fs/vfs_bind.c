@@ -112,6 +112,8 @@ static int chain_collect(struct vfs *vfs, struct node *node, uint64_t epoch, boo
 	nodes_lock(vfs->nodes);
 	for (struct node *at = node;; at = at->parent) {
 		if (at->flags & NODE_DETACHED) {
+			if (at != node) /* what was in a directory that is gone is gone too */
+				nodes_detach(vfs->nodes, node);
 			result = -ERR_STALE;
 			break;
 		}
@@ -365,6 +367,8 @@ int node_inode(struct vfs *vfs, struct node *node, struct inode *ret_inode, stru
 	for (int i = 0; i < VFS_TRIES; i++) {
 		struct binding binding;
 		result = node_bind(vfs, node, false, &binding, message);
+		if (result == -ERR_STALE && node_detached(vfs, node))
+			return open_frozen(vfs, node, ret_inode, NULL);
 		if (result < 0)
 			return result;
 		if (binding.directory.number) {

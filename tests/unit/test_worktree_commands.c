@@ -195,6 +195,23 @@ static void test_restore(void **state)
 	check(commit(main));
 	assert_file(&fixture, main, "d/a", "a");
 
+	free(old);
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
+static void test_restore__what_is_in_the_way(void **state)
+{
+	struct fixture fixture;
+	uint64_t changed;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	const char *const top[] = {"top"}, *const all[] = {"."};
+	check(make(main, "d", S_IFDIR | 0755, NULL));
+	check(put(main, "d/a", "a"));
+	check(put(main, "d/b", "b"));
+	check(put(main, "top", "1"));
+	check(commit(main));
 	/* what is above is missing, or in the way */
 	check(del(main, "d/a"));
 	check(del(main, "d/b"));
@@ -229,7 +246,6 @@ static void test_restore(void **state)
 	check(worktree_restore(main, NULL, top, 1, &changed, message));
 	assert_file(&fixture, main, "second", "open");
 	assert_changes(main, "added second\n");
-	free(old);
 	worktree_unref(main);
 	fixture_end(&fixture);
 }
@@ -610,6 +626,7 @@ int main(void)
 	        cmocka_unit_test(test_move__collisions_of_directories),
 	        cmocka_unit_test(test_move__settled_after_opening),
 	        cmocka_unit_test(test_restore),
+	        cmocka_unit_test(test_restore__what_is_in_the_way),
 	        cmocka_unit_test(test_branches),
 	        cmocka_unit_test(test_branches__rename_interrupted),
 	        cmocka_unit_test(test_random),

@@ -174,6 +174,8 @@ static int open_staged(struct worktrees *trees, const struct inode *inode,
 		return -ERR_NO_MEMORY;
 	data->staging = inode->staging;
 	int r = staging_open(trees, inode->staging, O_RDWR, &data->fd);
+	if (r == -ERR_NOT_FOUND) /* a commit took it since the inode was read */
+		r = -ERR_STALE;
 	if (r == 0 && inode->piecewise)
 		r = load_piecewise(data, inode);
 	if (r != 0)

@@ -331,8 +331,8 @@ int worktree_stat(struct worktree *worktree, const struct inode *inode, struct s
 	int64_t ctime_ns = inode->ctime_ns;
 	if (inode->staging != 0) {
 		int r = staging_stat(worktree->trees, inode->staging, &staged);
-		if (r != 0)
-			return r;
+		if (r != 0) /* gone: a commit took it since the inode was read */
+			return r == -ERR_NOT_FOUND ? -ERR_STALE : r;
 		if (ns_of(&staged.st_ctim) > ctime_ns)
 			ctime_ns = ns_of(&staged.st_ctim);
 		if (inode->piecewise)

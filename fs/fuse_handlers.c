@@ -63,13 +63,20 @@ static void reply_result(fuse_req_t request, uint64_t node, const char *name, in
 		fuse_reply_err(request, 0);
 }
 
+/* A commit makes a file of its own of every hard link: their names and attributes do not last. */
+static double stat_timeout(const struct stat *stat)
+{
+	return stat->st_nlink > 1 ? 0 : FOR_EVER;
+}
+
 static struct fuse_entry_param entry_param(const struct vfs_entry *entry)
 {
+	double timeout = stat_timeout(&entry->stat);
 	return (struct fuse_entry_param){.ino = entry->node,
 	                                 .generation = 1,
 	                                 .attr = entry->stat,
-	                                 .attr_timeout = FOR_EVER,
-	                                 .entry_timeout = entry->lasting ? FOR_EVER : 0};
+	                                 .attr_timeout = timeout,
+	                                 .entry_timeout = entry->lasting ? timeout : 0};
 }
 
 static void reply_entry(fuse_req_t request, uint64_t parent, const char *name, int result,
@@ -218,7 +225,7 @@ static void reply_stat(fuse_req_t request, uint64_t node, int result, const stru
 	if (result < 0)
 		reply_error(request, node, NULL, result, message);
 	else
-		fuse_reply_attr(request, stat, FOR_EVER);
+		fuse_reply_attr(request, stat, stat_timeout(stat));
 }
 
 static void handle_getattr(fuse_req_t request, fuse_ino_t node, struct fuse_file_info *info)
@@ -421,7 +428,8 @@ static void handle_release(fuse_req_t request, fuse_ino_t node, struct fuse_file
 	struct mount *mount = begin(request);
 	bool wrote = vfs_file_writes(file_of(info)) && mount->passthrough.active;
 	vfs_release(mount->vfs, file_of(info));
-	/* Writes through mmap changed the backing file's times, unseen by the kernel's FUSE side. */
+	/* Writes through mmap changed the backing file's times, unseen by the kernel's FUSE side.
+	 */
 	if (wrote)
 		notify_inode(mount, node, false);
 	fuse_reply_err(request, 0);

@@ -149,7 +149,7 @@ int nodes_new(struct nodes **ret_nodes)
 		nodes_free(nodes);
 		return -ERR_NO_MEMORY;
 	}
-	root->flags |= NODE_DIRECTORY;
+	root->directory = true;
 	root->pins = 1; /* for ever */
 	*ret_nodes = nodes;
 	return 0;

@@ -33,7 +33,6 @@ enum node_kind {
 enum node_flag {
 	NODE_DETACHED = 1,  /* no path leads here any more; descriptors may */
 	NODE_BOUND = 2,     /* number, tree and tag hold for `epoch` */
-	NODE_DIRECTORY = 4, /* for life */
 	NODE_LINKED = 8,    /* has had several names */
 	NODE_PAGES = 16,    /* pages the kernel may hold of it are still those of its content */
 	NODE_NAMELESS = 32, /* its known name is gone, others remain */
@@ -54,6 +53,7 @@ struct node {
 	uint64_t lookups;    /* [table] references of the kernel */
 	uint32_t pins;       /* [table] references of children, handles and running operations */
 	uint8_t kind;        /* enum node_kind */
+	bool directory;      /* for life */
 	uint8_t flags;       /* [table] */
 	struct node *parent; /* [table] pinned; NULL: the root */
 	char *name;          /* [table] primary one; owned */

@@ -157,7 +157,7 @@ static enum fit node_fits(const struct node *node, const struct known *known)
 {
 	uint64_t number = known->directory.number;
 	bool bound = node->flags & NODE_BOUND;
-	if (S_ISDIR(known->inode.attributes.mode) != !!(node->flags & NODE_DIRECTORY))
+	if (S_ISDIR(known->inode.attributes.mode) != node->directory)
 		return FIT_NO;
 	if (bound && node->epoch == known->epoch && node->number) {
 		if (!number)
@@ -222,13 +222,13 @@ static int intern_locked(struct vfs *vfs, struct node *parent, const char *name,
 		if (!node)
 			return -ERR_NO_MEMORY;
 		if (S_ISDIR(known->inode.attributes.mode))
-			node->flags |= NODE_DIRECTORY;
-		if (known->inode.nlink > 1 && !(node->flags & NODE_DIRECTORY))
+			node->directory = true;
+		if (known->inode.nlink > 1 && !node->directory)
 			node->flags |= NODE_LINKED;
 	}
 	nodes_bind(vfs->nodes, node, known->epoch, known->directory.number);
 	node->tag = known_tag(known);
-	if (node->flags & NODE_DIRECTORY) {
+	if (node->directory) {
 		free(node->tree);
 		node->tree = steal(tree);
 	}
@@ -312,9 +312,8 @@ int vfs_lookup(struct vfs *vfs, uint64_t parent_id, const char *name, struct vfs
 		result = -ERR_NOT_DIRECTORY;
 		break;
 	default:
-		result = parent->flags & NODE_DIRECTORY
-		                 ? name_entry(vfs, parent, name, ret_entry, message)
-		                 : -ERR_NOT_DIRECTORY;
+		result = parent->directory ? name_entry(vfs, parent, name, ret_entry, message)
+		                           : -ERR_NOT_DIRECTORY;
 	}
 	node_put(vfs, parent);
 	return result;

@@ -141,7 +141,7 @@ static uint64_t content_tag(const struct tree_entry *entry)
 /* Whether what the name leads to now can be this node at all. */
 static bool is_same(const struct node *node, uint64_t epoch, uint64_t number, uint64_t tag)
 {
-	if (!(node->flags & NODE_BOUND) || node->flags & NODE_DIRECTORY || node->epoch == epoch)
+	if (!(node->flags & NODE_BOUND) || node->directory || node->epoch == epoch)
 		return true;
 	if (node->flags & NODE_LINKED && node->number != number)
 		return false; /* a commit split the links: each name gets a node of its own */
@@ -156,7 +156,7 @@ static int link_bind(struct vfs *vfs, const struct link *link, uint64_t epoch,
 	struct node *node = link->node;
 	bool detached = false;
 	int result = 0;
-	if ((node->flags & NODE_DIRECTORY) && !directory->number) {
+	if (node->directory && !directory->number) {
 		tree = malloc(sizeof(*tree));
 		if (!tree)
 			return -ERR_NO_MEMORY;
@@ -197,7 +197,7 @@ static int link_walk(struct vfs *vfs, const struct link *link, uint64_t epoch, b
 	int result = scope_lookup(vfs, node->scope, directory, link->name, &found, message);
 	if (result < 0)
 		return result;
-	if (S_ISDIR(found.mode) != !!(node->flags & NODE_DIRECTORY))
+	if (S_ISDIR(found.mode) != node->directory)
 		return -ERR_NOT_FOUND; /* something else took the name */
 	uint64_t parent = directory->number, tag = found.entry ? content_tag(found.entry) : 0;
 	*directory = (struct directory){.number = found.number};

@@ -18,10 +18,13 @@ int parent_adopt(struct vfs *vfs, struct node *parent, uint64_t *ret_number,
                  struct inode *ret_inode, struct message *message)
 {
 	struct binding binding;
-	if (!(parent->flags & NODE_DIRECTORY))
+	if (!parent->directory)
 		return -ERR_NOT_DIRECTORY;
-	if (node_detached(vfs, parent)) /* removed: nothing can be made in it */
-		return parent->orphan ? -ERR_NOT_FOUND : -ERR_STALE;
+	nodes_lock(vfs->nodes);
+	bool detached = parent->flags & NODE_DETACHED, removed = parent->orphan;
+	nodes_unlock(vfs->nodes);
+	if (detached) /* when it was removed, nothing can be made in it */
+		return removed ? -ERR_NOT_FOUND : -ERR_STALE;
 	int result = node_bind(vfs, parent, true, &binding, message);
 	if (result < 0)
 		return result;
@@ -387,12 +390,20 @@ static int link_named(struct vfs *vfs, struct node *node, struct node *parent, u
 	return 0;
 }
 
+static bool node_is_orphan(struct vfs *vfs, const struct node *node)
+{
+	nodes_lock(vfs->nodes);
+	bool orphan = node->orphan != NULL;
+	nodes_unlock(vfs->nodes);
+	return orphan;
+}
+
 static int link_node(struct vfs *vfs, struct node *node, struct node *parent, const char *name,
                      struct vfs_entry *ret_entry, struct message *message)
 {
 	CLEANUP(inode_release) struct inode inode = {0};
 	uint64_t number;
-	if (node->flags & NODE_DIRECTORY || !node->scope)
+	if (node->directory || !node->scope)
 		return -ERR_NOT_PERMITTED;
 	if (node->scope != parent->scope)
 		return error_system(EXDEV);
@@ -401,8 +412,9 @@ static int link_node(struct vfs *vfs, struct node *node, struct node *parent, co
 		return result;
 	result = parent_adopt(vfs, parent, &number, NULL, message);
 	if (result >= 0)
-		result = node->orphan ? link_orphan(vfs, node, parent, number, name, message)
-		                      : link_named(vfs, node, parent, number, name, message);
+		result = node_is_orphan(vfs, node)
+		                 ? link_orphan(vfs, node, parent, number, name, message)
+		                 : link_named(vfs, node, parent, number, name, message);
 	if (result >= 0)
 		result = node_inode(vfs, node, &inode, message);
 	if (result >= 0)

@@ -56,7 +56,7 @@ bool node_detached(struct vfs *vfs, const struct node *node);
 int name_entry(struct vfs *vfs, struct node *parent, const char *name, struct vfs_entry *ret_entry,
                struct message *message);
 int node_describe(struct vfs *vfs, struct node *node, const struct inode *inode,
-               struct vfs_entry *ret_entry);
+                  struct vfs_entry *ret_entry);
 
 /* -- vfs_bind.c: nodes in working trees -- */
 struct binding {

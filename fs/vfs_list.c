@@ -209,7 +209,7 @@ int vfs_opendir(struct vfs *vfs, uint64_t id, struct vfs_directory **ret_directo
 	if (result < 0)
 		return result;
 	struct vfs_directory *directory = calloc(1, sizeof(*directory));
-	if (!directory || !(node->flags & NODE_DIRECTORY)) {
+	if (!directory || !node->directory) {
 		free(directory);
 		node_put(vfs, node);
 		return directory ? -ERR_NOT_DIRECTORY : -ERR_NO_MEMORY;

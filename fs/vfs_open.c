@@ -306,7 +306,7 @@ static int open_node(struct vfs *vfs, struct vfs_file *file, int flags,
 	bool truncate = flags & O_TRUNC;
 	if (node->kind == NODE_REPORT)
 		return open_report(vfs, file, ret_opened);
-	if (node->flags & NODE_DIRECTORY)
+	if (node->directory)
 		return -ERR_IS_DIRECTORY;
 	int result = open_begin(vfs, node, &state);
 	if (result < 0)

@@ -34,7 +34,7 @@ static int fixed_entry(struct vfs *vfs, struct node *parent, enum node_kind kind
 	if (node) {
 		node->lookups++;
 		if (kind == NODE_CONTROL)
-			node->flags |= NODE_DIRECTORY;
+			node->directory = true;
 		ret_entry->node = node->id;
 		ret_entry->lasting = true;
 		fixed_stat(vfs, node, &ret_entry->stat);
@@ -123,7 +123,7 @@ static int top_intern(struct vfs *vfs, struct node *root, const char *name, stru
 	if (!node) {
 		node = nodes_add(vfs->nodes, NODE_TOP, root, name, scope, scope_shown(scope, name));
 		if (node)
-			node->flags |= NODE_DIRECTORY;
+			node->directory = true;
 	}
 	if (node) {
 		node->lookups++;

@@ -25,7 +25,7 @@ struct world {
 	struct lake *lake;
 	struct vfs *vfs;
 	/* What the kernel was told. */
-	int backings_open, backings_made;
+	atomic_int backings_open, backings_made;
 	char forgotten[16][NAME_BYTES_MAX + 1];
 	unsigned forgotten_count;
 };

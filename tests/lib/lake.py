@@ -87,8 +87,16 @@ class Lake:
         """kill -9, and wait until the mount is dead."""
         pid = self.pid()
         os.kill(pid, signal.SIGKILL)
-        while os.path.exists(f"/proc/{pid}/fd/0"):
-            pass
+        # The lake is free when the last of its threads has let go of the files.
+        while os.path.exists(f"/proc/{pid}/fd/0") or self.threads(pid) > 1:
+            time.sleep(0.001)
+
+    @staticmethod
+    def threads(pid):
+        try:
+            return len(os.listdir(f"/proc/{pid}/task"))
+        except FileNotFoundError:
+            return 0
 
     def ctl(self, *arguments):
         """Run lakectl --json; the reply as a dictionary, or Refused."""

@@ -1,4 +1,5 @@
 """Measures one build in one run and prints one table of ratios. See tests/bench/README.md."""
+import contextlib
 import math
 import os
 import shutil
@@ -108,50 +109,56 @@ def rewrite(root, paths):
             file.write(os.urandom(100))
 
 
-def measure_branches(lake, rounds=50):
-    create, delete = [], []
-    for i in range(rounds):
-        create.append(lake.timed("branch", action="create", name=f"try{i}", revision="main")[0])
-    for i in range(rounds):
-        delete.append(lake.timed("branch", action="delete", name=f"try{i}")[0])
-    return {"branch create": statistics.median(create),
-            "branch delete": statistics.median(delete)}
+class Timings:
+    """Times of each kind of work at each size; the lakes take turns, so that what else the
+    machine does falls on both."""
 
+    def __init__(self, lakes):
+        self.lakes = lakes  # (lake, layout) of each size
+        self.times = {}
 
-def measure_commit(lake, layout, rounds=20):
-    times = []
-    for _ in range(rounds):
-        rewrite(lake.path("main"), layout.some(1))
-        seconds, reply = lake.timed("commit", branch="main", message="one file")
-        if reply["files"] != 1:
-            raise Failed(f"a commit of one file says {reply}")
-        times.append(seconds)
-    return {"commit of 1 changed file": statistics.median(times)}
+    def add(self, what, count, seconds):
+        self.times.setdefault((what, count), []).append(seconds)
 
+    def medians(self):
+        return {key: statistics.median(times) for key, times in self.times.items()}
 
-def measure_merge(lake, layout, rounds=10):
-    """Branches that differ in 10 files; main has moved too, so that the merge is three-way."""
-    diffs, merges = [], []
-    for i in range(rounds):
-        name = f"merge{i}"
-        lake.call("branch", action="create", name=name, revision="main")
-        rewrite(lake.path(name), layout.some(10))
-        lake.call("commit", branch=name, message="ten files")
-        seconds, reply = lake.timed("diff", **{"from": "main", "to": name})
-        if reply["changes_count"] != 10:
-            raise Failed(f"a diff of 10 files has {reply['changes_count']}")
-        diffs.append(seconds)
-        rewrite(lake.path("main"), layout.some(1))
-        lake.call("commit", branch="main", message="main moves on")
-        merges.append(lake.timed("merge", source=name, target="main")[0])
-        lake.call("branch", action="delete", name=name)
-    return {"diff of branches, 10 files": statistics.median(diffs),
-            "merge, 10 files": statistics.median(merges)}
+    def branches(self, rounds=50):
+        for action in ("create", "delete"):
+            for i in range(rounds):
+                for lake, layout in self.lakes:
+                    arguments = {"revision": "main"} if action == "create" else {}
+                    seconds, _ = lake.timed("branch", action=action, name=f"try{i}", **arguments)
+                    self.add(f"branch {action}", layout.count, seconds)
 
+    def commits(self, rounds=30):
+        for _ in range(rounds):
+            for lake, layout in self.lakes:
+                rewrite(lake.path("main"), layout.some(1))
+                seconds, reply = lake.timed("commit", branch="main", message="one file")
+                if reply["files"] != 1:
+                    raise Failed(f"a commit of one file says {reply}")
+                self.add("commit of 1 changed file", layout.count, seconds)
 
-def measure_versions(lake, layout):
-    return {**measure_branches(lake), **measure_commit(lake, layout),
-            **measure_merge(lake, layout)}
+    def merges(self, rounds=20):
+        """Branches that differ in 10 files; main has moved too, so that the merge is three-way."""
+        for i in range(rounds):
+            name = f"merge{i}"
+            for lake, layout in self.lakes:
+                lake.call("branch", action="create", name=name, revision="main")
+                rewrite(lake.path(name), layout.some(10))
+                lake.call("commit", branch=name, message="ten files")
+                seconds, reply = lake.timed("diff", **{"from": "main", "to": name})
+                if reply["changes_count"] != 10:
+                    raise Failed(f"a diff of 10 files has {reply['changes_count']}")
+                self.add("diff of branches, 10 files", layout.count, seconds)
+                rewrite(lake.path("main"), layout.some(1))
+                lake.call("commit", branch="main", message="main moves on")
+                seconds, reply = lake.timed("merge", source=name, target="main")
+                if reply["changed"] != 10:
+                    raise Failed(f"a merge of 10 files changed {reply['changed']}")
+                self.add("merge, 10 files", layout.count, seconds)
+                lake.call("branch", action="delete", name=name)
 
 
 def build(lake, layout):
@@ -163,33 +170,44 @@ def build(lake, layout):
     return seconds, commit
 
 
-def versions_in(directory, memory):
-    """Figures of both sizes in `directory`; in memory the lakes are built, on disk they are
-    clones of the stores built in memory (or built there when there is no memory to build in)."""
+def new_lake(directory, count, from_memory):
+    """A lake of COUNT files, not mounted; from_memory: a clone of the one built there."""
+    url = None
+    if from_memory:
+        built = os.path.join(MEMORY, f"lake-{count}")
+        store = os.path.join(directory, f"store-{count}")
+        shutil.copytree(os.path.join(built, "store"), store)
+        shutil.rmtree(built)
+        url = f"file://{store}"
+    return Lake(BIN, os.path.join(directory, f"lake-{count}"), f"{MOUNT}-{count}", url)
+
+
+def versions_in(directory, from_memory):
+    say(f"versions at {SMALL:,} and {LARGE:,} files in {directory}")
     figures = {}
-    for count in (SMALL, LARGE):
-        layout = Layout(count)
-        built = os.path.join(MEMORY, f"lake-{count}") if MEMORY else None
-        where = os.path.join(directory, f"lake-{count}")
-        url = None
-        if built and not memory:
-            store = os.path.join(directory, f"store-{count}")
-            shutil.copytree(os.path.join(built, "store"), store)
-            shutil.rmtree(built)
-            url = f"file://{store}"
-            layout.used = 1000  # other files than were changed in memory
-        lake = Lake(BIN, where, MOUNT, url)
-        with lake:
-            say(f"versions of {count:,} files, {'in memory' if memory else 'on disk'}")
-            if not url:
+    with contextlib.ExitStack() as stack:
+        lakes = []
+        for count in (SMALL, LARGE):
+            layout = Layout(count)
+            lake = stack.enter_context(new_lake(directory, count, from_memory))
+            lakes.append((lake, layout))
+            if from_memory:
+                layout.used = 1000  # other files than were changed in memory
+            else:
                 figures["build", count] = build(lake, layout)
+        for lake, _ in lakes:
             lake.settle()
-            for what, seconds in measure_versions(lake, layout).items():
-                figures[what, count] = seconds
-                say(f"  {what}: {ms(seconds)}")
-        figures["memory", count] = lake.memory
-        if not memory or not MEMORY:
-            shutil.rmtree(where)
+        timings = Timings(lakes)
+        timings.branches()
+        timings.commits()
+        timings.merges()
+        for (what, count), seconds in timings.medians().items():
+            figures[what, count] = seconds
+            say(f"  {what} at {count:,}: {ms(seconds)}")
+    for lake, layout in lakes:
+        figures["memory", layout.count] = lake.memory
+        if directory != MEMORY:
+            shutil.rmtree(lake.directory)
     return figures
 
 
@@ -229,8 +247,8 @@ def judge_versions(memory, disk, raw):
 
 
 def versions():
-    memory = versions_in(MEMORY, True) if MEMORY else None
-    disk = versions_in(DISK, False)
+    memory = versions_in(MEMORY, False) if MEMORY else None
+    disk = versions_in(DISK, bool(MEMORY))
     judge_versions(memory, disk, tool("replace", DISK, 50))
     return disk
 
@@ -316,13 +334,11 @@ def large_file():
     with lake:
         path = lake.path("main", "table.parquet")
         tool("fill", path, BIG_FILE, 5)
-        copy = copy_durably(path, os.path.join(DISK, "copy"))
-        commit, _ = lake.timed("commit", branch="main", message="a large file")
+        lake.call("commit", branch="main", message="a large file")
         lake.call("branch", action="create", name="second", revision="main")
         read_large(lake, path)
-        row("commit of it, incompressible; reference: cp and fsync", speed(BIG_FILE, copy),
-            speed(BIG_FILE, commit), copy / commit)
         append_large(lake, path)
+        commit_large(lake, BIG_FILE // 4)
     shutil.rmtree(lake.directory)
 
 
@@ -371,6 +387,18 @@ def append_large(lake, path):
     row("append 1 MiB, then commit: new bytes in the store", size_text(MIB), size_text(stored),
         stored / MIB, "<= 4 MiB", stored <= 4 * MIB)
     row("append 1 MiB, then commit: time", "", f"{ms(append)}, {ms(commit)}", None)
+
+
+def commit_large(lake, size):
+    copies, commits = [], []
+    for i in range(3):
+        path = lake.path("main", f"part{i}.parquet")
+        tool("fill", path, size, 50 + i)
+        copies.append(copy_durably(path, os.path.join(DISK, "copy")))
+        commits.append(lake.timed("commit", branch="main", message="a part")[0])
+    copy, commit = statistics.median(copies), statistics.median(commits)
+    row(f"commit {size // MIB} MiB, incompressible; reference: cp, fsync", speed(size, copy),
+        speed(size, commit), copy / commit)
 
 
 # -- peers --

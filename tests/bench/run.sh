@@ -15,14 +15,13 @@ BENCH_ROOT=$(mktemp -d -p "$(realpath "$BENCH_DIR")" run-XXXXXX)
 BENCH_DISK=$BENCH_ROOT/disk
 BENCH_DISK_KIND="$(findmnt -n -o FSTYPE -T "$BENCH_ROOT") at $BENCH_DIR"
 BENCH_MEMORY=
-mkdir "$BENCH_DISK" "$BENCH_ROOT/mount"
+mkdir "$BENCH_DISK"
 
 cleanup() {
 	local place
-	for place in mount btrfs disk; do
-		mountpoint -q "$BENCH_ROOT/$place" 2>/dev/null || continue
-		umount "$BENCH_ROOT/$place" 2>/dev/null || umount --lazy "$BENCH_ROOT/$place" ||
-			fusermount3 -uz "$BENCH_ROOT/$place" || true
+	for place in "$BENCH_ROOT"/mount* "$BENCH_ROOT/btrfs" "$BENCH_DISK"; do
+		findmnt --noheadings --mountpoint "$place" >/dev/null || continue
+		umount "$place" 2>/dev/null || umount --lazy "$place" || fusermount3 -uz "$place" || true
 	done
 	rm -rf --one-file-system "$BENCH_ROOT" ${BENCH_MEMORY:+"$BENCH_MEMORY"}
 }

@@ -65,7 +65,7 @@ void stored_adopt(const struct stored *stored, struct worktrees *trees, uint64_t
 		return;
 	HASH_ITER (hh, stored->files, file, next) {
 		if (!file->used || file->piecewise || file->content.kind == CONTENT_EMPTY ||
-		    is_left(trees, left, file))
+		    file->staging < trees->first_number || is_left(trees, left, file))
 			continue;
 		CLEANUP(free_pointer) char *path = staging_absolute(trees, file->staging);
 		if (path)

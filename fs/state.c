@@ -331,6 +331,14 @@ uint64_t state_number(struct state *state)
 	return number;
 }
 
+uint64_t state_number_next(struct state *state)
+{
+	pthread_mutex_lock(&state->number_lock);
+	uint64_t number = state->number_next;
+	pthread_mutex_unlock(&state->number_lock);
+	return number;
+}
+
 /* -- reading -- */
 
 int state_get(struct state *state, enum state_table table, const void *key, size_t key_length,

@@ -65,6 +65,8 @@ int state_scan(struct state *state, enum state_table table, const void *prefix,
  * crash (blocks of them are reserved through the journal). 0: the journal cannot be written now
  * (-ERR_NO_SPACE). */
 uint64_t state_number(struct state *state);
+/* Every number given out so far is lower, every later one is not. */
+uint64_t state_number_next(struct state *state);
 
 struct state_stats {
 	uint64_t journal_bytes, folds, map_bytes, used_bytes;

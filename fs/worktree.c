@@ -735,6 +735,7 @@ int worktrees_open(const struct worktrees_options *options, struct worktrees **r
 	trees->copy_up_bytes_max =
 	        options->copy_up_bytes_max ? options->copy_up_bytes_max : COPY_UP_BYTES_DEFAULT;
 	trees->staging_fd = -1;
+	trees->first_number = state_number_next(trees->state);
 	pthread_mutex_init(&trees->table_lock, NULL);
 	pthread_mutex_init(&trees->files_lock, NULL);
 	cleaner_init(trees);

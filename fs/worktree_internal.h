@@ -61,6 +61,9 @@ struct worktrees {
 	uint64_t copy_up_bytes_max;
 	uint64_t granule; /* unit of a piecewise file: max(4096, block size of the staging disk) */
 	_Atomic uint64_t epochs; /* the last epoch given out, to any working tree */
+	/* Staging files with lower numbers are from before this process: descriptors that were
+	 * passed through then may write to them for ever, so they never become cached blobs. */
+	uint64_t first_number;
 
 	pthread_mutex_t table_lock;
 	/* guarded by table_lock: */
@@ -96,9 +99,9 @@ struct worktree {
 	_Atomic int64_t refreshed_ms; /* monotonic */
 
 	/* See "Locks" for who may read and write these. */
-	uint64_t overlay;
-	uint64_t root;       /* the overlay's root inode; 0 with overlay 0 */
-	struct pointer base; /* commit */
+	_Atomic uint64_t overlay; /* look-ups read it without a lock: stale is as good as early */
+	_Atomic uint64_t root;    /* the overlay's root inode; 0 with overlay 0 */
+	struct pointer base;      /* commit */
 	struct pointer base_tree;
 	struct attributes base_root;
 };

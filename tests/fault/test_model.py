@@ -232,12 +232,6 @@ class Model:
                 os.close(handle.plain)
                 handle.plain, handle.inode = fd, None
 
-    def touch(self, path):
-        """After an operation that made a file, or may have."""
-        inode = self.inode(path)
-        if inode:
-            self.touched.add(inode)
-
     def settle(self, path):
         """Whether this changes the mtime differs between file systems."""
         if self.inode(path):
@@ -264,8 +258,8 @@ class Model:
                 return os.write(fd, data)
             finally:
                 os.close(fd)
-        self.both(f"create {path} {flags:o} {len(data)}", do)
-        self.touch(path)
+        if self.both(f"create {path} {flags:o} {len(data)}", do):
+            self.touched.add(self.inode(path))
 
     def op_write(self):
         path, data, at = self.file_path(), self.data(), self.offset()
@@ -408,7 +402,7 @@ class Model:
 
     def op_symlink(self):
         path = self.any_path()
-        target = self.dice.choice(("a", "b/c", "./d", "none", "x" * 500))
+        target = self.dice.choice(("a", "b/c", "./d", "none", "x" * 200))
         self.both(f"symlink {path}", lambda root: os.symlink(target, os.path.join(root, path)))
 
     def op_chmod(self):
@@ -778,7 +772,7 @@ class Model:
         if self.lake.ctl("status", "main")["changes"]:
             return
         moves = self.lake.ctl("reflog", "main")["moves"]
-        target = moves[0]["before"]
+        target = moves[0].get("before")
         if not target or target not in self.commits:
             return
         self.lake.ctl("undo", "main", "--discard")
@@ -790,7 +784,7 @@ class Model:
         saved = self.saved / revision
         there = self.commits[revision]
         candidates = [path for path in sorted(set(self.paths()) | set(there.keys()))
-                      if path != "." and (self.plain / path).parent.is_dir()
+                      if path.split("/")[0] not in (".", SIDE) and (self.plain / path).parent.is_dir()
                       and not (self.plain / path).parent.is_symlink()
                       and (saved / path).parent.is_dir() and not (saved / path).parent.is_symlink()
                       and not self.symlink_above(path)]

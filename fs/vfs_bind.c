@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <unistd.h>
 
+#define DIRECTORY_BYTES 4096 /* what most file systems say of a small one */
+
 uint64_t scope_epoch(const struct scope *scope)
 {
 	return scope->worktree ? worktree_epoch(scope->worktree) : 0;
@@ -389,7 +391,7 @@ int node_inode(struct vfs *vfs, struct node *node, struct inode *ret_inode, stru
 static void committed_stat(const struct inode *inode, struct stat *ret_stat)
 {
 	int64_t mtime = inode->attributes.mtime_ns, ctime = inode->ctime_ns;
-	uint64_t size = S_ISDIR(inode->attributes.mode)   ? 4096
+	uint64_t size = S_ISDIR(inode->attributes.mode)   ? DIRECTORY_BYTES
 	                : S_ISLNK(inode->attributes.mode) ? inode->target_length
 	                                                  : inode->content.size;
 	*ret_stat = (struct stat){
@@ -425,9 +427,13 @@ int node_stat(struct vfs *vfs, struct node *node, const struct inode *inode, str
 	if (result < 0)
 		return result;
 	ret_stat->st_ino = node->shown;
-	/* 1 for directories, as btrfs: "not counted", so that nobody (find) derives from it how
-	 * many subdirectories there are. */
-	if (S_ISDIR(ret_stat->st_mode) && ret_stat->st_nlink)
+	if (!S_ISDIR(ret_stat->st_mode))
+		return 0;
+	/* Alike whether in the overlay or committed. 1 link, as on btrfs: "not counted", so that
+	 * nobody (find) derives from it how many subdirectories there are. */
+	ret_stat->st_size = DIRECTORY_BYTES;
+	ret_stat->st_blocks = 0;
+	if (ret_stat->st_nlink)
 		ret_stat->st_nlink = 1;
 	return 0;
 }

@@ -414,36 +414,49 @@ static int intern_nameless(struct vfs *vfs, struct node *parent, const struct in
 	return 0;
 }
 
-static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode, int flags,
-                         const struct vfs_caller *caller, struct vfs_opened *ret_opened,
-                         struct message *message)
+/* Takes over data. */
+static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode,
+                         struct file_data *data, int flags, const struct vfs_caller *caller,
+                         struct vfs_opened *ret_opened)
 {
 	struct open_state *state;
-	struct file_data *data;
 	struct vfs_file *file = file_new(node, flags, caller);
-	if (!file)
-		return -ERR_NO_MEMORY;
-	int result = open_begin(vfs, node, &state);
+	int result = file ? open_begin(vfs, node, &state) : -ERR_NO_MEMORY;
 	if (result < 0) {
+		file_data_close(data);
 		free(file);
 		return result;
 	}
 	file->number = inode->number;
-	if (state->handles == 0) {
-		result = data_open(vfs, inode, &data, message);
-		if (result >= 0)
-			state_fill(vfs, state, data, inode);
-	}
-	if (result >= 0) {
-		nodes_lock(vfs->nodes);
-		nodes_pin(node);
-		nodes_unlock(vfs->nodes);
-		file_attach(vfs, file, state, ret_opened);
-	} else {
-		free(file);
-	}
+	nodes_lock(vfs->nodes);
+	nodes_pin(node);
+	nodes_unlock(vfs->nodes);
+	if (state->handles == 0)
+		state_fill(vfs, state, data, inode);
+	else
+		file_data_close(data); /* somebody was quicker */
+	file_attach(vfs, file, state, ret_opened);
 	open_end(vfs, node);
-	return result;
+	return 0;
+}
+
+/* Inside the gate: everything but the handle, whose gate comes before this one. */
+static int create_node(struct vfs *vfs, struct node *parent, const char *name, struct known *known,
+                       struct node **ret_node, struct file_data **ret_data,
+                       struct vfs_entry *ret_entry, struct message *message)
+{
+	int result;
+	known->directory.number = known->inode.number;
+	if (name)
+		result = node_intern(vfs, parent, name, known, ret_node);
+	else
+		result = intern_nameless(vfs, parent, &known->inode, ret_node);
+	if (result < 0)
+		return result;
+	result = node_describe(vfs, *ret_node, &known->inode, ret_entry);
+	if (!name)
+		ret_entry->stat.st_nlink = 0;
+	return result < 0 ? result : data_open(vfs, &known->inode, ret_data, message);
 }
 
 static int create(struct vfs *vfs, struct node *parent, const char *name, mode_t mode, int flags,
@@ -452,27 +465,18 @@ static int create(struct vfs *vfs, struct node *parent, const char *name, mode_t
 {
 	CLEANUP(known_release) struct known known = {0};
 	struct node *node = NULL;
+	struct file_data *data = NULL;
 	int result = gate_enter(parent);
 	if (result < 0)
 		return result;
 	result = make_file(vfs, parent, name, mode, caller, &known.epoch, &known.inode, message);
-	if (result < 0) {
-		gate_leave(parent);
-		return result;
-	}
-	uint64_t number = known.directory.number = known.inode.number;
-	if (name)
-		result = node_intern(vfs, parent, name, &known, &node);
-	else
-		result = intern_nameless(vfs, parent, &known.inode, &node);
+	uint64_t number = result < 0 ? 0 : known.inode.number;
 	if (result >= 0)
-		result = node_describe(vfs, node, &known.inode, ret_entry);
-	if (result >= 0 && !name)
-		ret_entry->stat.st_nlink = 0;
-	if (result >= 0)
-		result = create_handle(vfs, node, &known.inode, flags, caller, ret_opened, message);
+		result = create_node(vfs, parent, name, &known, &node, &data, ret_entry, message);
 	gate_leave(parent);
-	if (result < 0)
+	if (result >= 0)
+		result = create_handle(vfs, node, &known.inode, data, flags, caller, ret_opened);
+	if (result < 0 && number)
 		worktree_writer(vfs->lake->worktrees, number, -1);
 	if (result < 0 && node)
 		node_forget(vfs, node, 1);

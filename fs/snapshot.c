@@ -386,7 +386,7 @@ static int make_left(struct committing *committing)
 	bool whole = committing->paths.count == 0;
 	committing->left = committing->left_root = 0;
 	int error = overlay_writers(committing->trees, committing->ground.overlay, &writers);
-	if (error || (whole && !writers))
+	if (error || (whole && !writers && !committing->stored.open))
 		return error;
 	const struct rebase_options built = {
 	        .ground = &committing->ground,

@@ -76,10 +76,13 @@ struct stored_file {
 	bool settled; /* the staging file was at rest when it was read: its ctime tells changes */
 	bool used;    /* the trees being committed have it: checked with the gate closed */
 	bool piecewise;
+	bool open; /* had writers when it was taken: it may have other bytes since, even if not now
+	            */
 	UT_hash_handle hh;
 };
 struct stored {
 	struct stored_file *files; /* by inode number */
+	bool open;                 /* any of those used was */
 };
 void stored_release(struct stored *stored);
 struct stored_file *stored_find(const struct stored *stored, uint64_t number);
@@ -105,8 +108,8 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 int entry_of_inode(struct worktrees *trees, const struct inode *inode, const char *name,
                    size_t name_length, struct tree_entry *ret_entry);
 /* Is the overlay file as the committed entry says (times aside)? A staged file is compared by its
- * stored content when `stored` is given (unknown or open for writing: different), else by its bytes
- * when it has at most `compare_bytes_max` (larger: different). */
+ * stored content when `stored` is given (unknown or taken while open for writing: different), else
+ * by its bytes when it has at most `compare_bytes_max` (larger: different). */
 int inode_matches(struct worktrees *trees, const struct inode *inode,
                   const struct tree_entry *entry, const struct stored *stored,
                   uint64_t compare_bytes_max, bool *ret_matches, struct message *message);

@@ -46,6 +46,7 @@ void stored_unuse(struct stored *stored)
 	struct stored_file *file, *next;
 	HASH_ITER (hh, stored->files, file, next)
 		file->used = false;
+	stored->open = false;
 }
 
 /* The staging file has a use in another overlay. */
@@ -176,7 +177,8 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 	if (error)
 		return fail(message, error, "the staging file of changed content is gone (%s)",
 		            error_text(error));
-	if (!stored_valid(file, inode, &status) || worktree_writers(trees, inode->number)) {
+	bool open = worktree_writers(trees, inode->number);
+	if (!stored_valid(file, inode, &status) || open) {
 		struct stored_file found = {0};
 		error = store_file(trees, packer, inode, progress, &found, message);
 		if (!error)
@@ -186,6 +188,8 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 		file = stored_find(stored, inode->number);
 	}
 	file->used = true;
+	file->open = open;
+	stored->open |= open;
 	*ret_content = file->content;
 	return 0;
 }

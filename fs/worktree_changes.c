@@ -135,7 +135,7 @@ int inode_matches(struct worktrees *trees, const struct inode *inode,
 	}
 	if (stored) {
 		const struct stored_file *file = stored_find(stored, inode->number);
-		*ret_matches = file && file->used && !worktree_writers(trees, inode->number) &&
+		*ret_matches = file && file->used && !file->open &&
 		               content_equal(&file->content, &entry->content);
 		return 0;
 	}

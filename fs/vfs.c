@@ -183,10 +183,14 @@ static int node_find(struct vfs *vfs, struct node *parent, const char *name,
 	if (node && node != named) { /* another name of the same inode */
 		if (named)
 			nodes_detach(vfs->nodes, named);
-		if (!(node->flags & NODE_NAMELESS))
-			node->flags |= NODE_LINKED;
-		else if (nodes_rename(vfs->nodes, node, parent, name, ret_dead) < 0)
+		bool nameless = node->flags & NODE_NAMELESS;
+		/* In another epoch the name that we know may have become a file of its own. */
+		bool unsure = !(node->flags & NODE_BOUND) || node->epoch != known->epoch;
+		if ((nameless || unsure) &&
+		    nodes_rename(vfs->nodes, node, parent, name, ret_dead) < 0)
 			return -ERR_NO_MEMORY;
+		if (!nameless)
+			node->flags |= NODE_LINKED;
 		*ret_node = node;
 		return 0;
 	}

@@ -221,9 +221,9 @@ static int rebase_file(struct rebase *rebase, const struct name *name, bool *kep
 	bool open = inode->staging && worktree_writers(trees, inode->number);
 	if (!open && !(name->same_entries && !rebase->stored)) {
 		/* nobody's change: what is in the new tree shows */
-		if (name->before && !inode->staging)
-			error = inode_matches(trees, inode, name->before, NULL, 0, &matches,
-			                      rebase->message);
+		if (name->before && !(inode->staging && rebase->stored))
+			error = inode_matches(trees, inode, name->before, NULL, UINT64_MAX,
+			                      &matches, rebase->message);
 		if (!error && !matches && name->after)
 			error = inode_matches(trees, inode, name->after, rebase->stored, UINT64_MAX,
 			                      &matches, rebase->message);

@@ -356,6 +356,17 @@ static int committed_inode(struct vfs *vfs, struct node *node, const struct bind
 	return result;
 }
 
+/* Gone with a directory above it: looking the path up again leads nowhere. */
+static bool node_is_lost(struct vfs *vfs, const struct node *node)
+{
+	bool lost = false;
+	nodes_lock(vfs->nodes);
+	for (const struct node *at = node->parent; at && !lost; at = at->parent)
+		lost = at->flags & NODE_DETACHED;
+	nodes_unlock(vfs->nodes);
+	return lost;
+}
+
 int node_inode(struct vfs *vfs, struct node *node, struct inode *ret_inode, struct message *message)
 {
 	nodes_lock(vfs->nodes);
@@ -369,7 +380,7 @@ int node_inode(struct vfs *vfs, struct node *node, struct inode *ret_inode, stru
 	for (int i = 0; i < VFS_TRIES; i++) {
 		struct binding binding;
 		result = node_bind(vfs, node, false, &binding, message);
-		if (result == -ERR_STALE && node_detached(vfs, node))
+		if (result == -ERR_STALE && node_is_lost(vfs, node))
 			return open_frozen(vfs, node, ret_inode, NULL);
 		if (result < 0)
 			return result;

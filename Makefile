@@ -128,6 +128,8 @@ install: all
 	install -m 755 $(PROGRAM_NAMES:%=$(BUILD)/bin/%) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 packaging/man/lakectl.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 packaging/man/laked.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -D -m 644 packaging/completions/lakectl.bash \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lakectl
 
 clean:
 	rm -rf build/bin build/sanitize-* build/fuzz build/liblake.a $(addprefix build/,$(FOLDERS) tools tests)

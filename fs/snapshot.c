@@ -495,11 +495,18 @@ static int commit_built(struct committing *committing)
 
 /* -- let go, and say what was done -- */
 
+struct counts {
+	uint64_t files, bytes;
+};
+
 static int count_file(void *context, const struct change *change)
 {
+	struct counts *counts = context;
 	const struct tree_entry *entry = change->after ? change->after : change->before;
 	if (!S_ISDIR(entry->attributes.mode))
-		++*(uint64_t *)context;
+		counts->files++;
+	if (change->after && change->kind != CHANGE_MODE)
+		counts->bytes += change->after->content.size;
 	return 0;
 }
 
@@ -514,10 +521,15 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 	packer_stats(committing->packer, &stats);
 	result.packs = stats.packs_put;
 	result.bytes_stored = stats.bytes_stored;
-	result.bytes_new = stats.bytes_new;
-	result.bytes_known = stats.bytes_known;
+	struct counts counts = {0};
 	(void)diff_trees(committing->trees->odb, &committing->view.base_tree,
-	                 &committing->built.tree, &options, count_file, &result.files, NULL);
+	                 &committing->built.tree, &options, count_file, &counts, NULL);
+	result.files = counts.files;
+	/* Of what changed, everything that was not new was known: stored before, here or elsewhere
+	 * in these files, or a hole. */
+	result.bytes_new = stats.content_new;
+	result.bytes_known =
+	        counts.bytes > stats.content_new ? counts.bytes - stats.content_new : 0;
 	*ret_result = result;
 
 	struct worktree_observer observer;
@@ -526,7 +538,7 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 	if (observer.moved && !id_equal(&committing->shown.tree.id, &committing->built.tree.id))
 		observer.moved(observer.context, worktree_branch(committing->worktree),
 		               &committing->built.tree, &committing->shown.tree);
-	stored_adopt(&committing->stored, committing->trees, committing->left);
+	stored_adopt(&committing->stored, committing->trees);
 	overlay_discard(committing->trees, committing->view.overlay, committing->left);
 }
 
@@ -548,6 +560,8 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 		error = build_at_rest(&committing);
 	if (!error) {
 		error = commit_built(&committing);
+		if (!error)
+			stored_leave(&committing.stored, committing.trees, committing.left);
 		worktree_open_gate(worktree);
 	}
 	if (!error)

@@ -18,12 +18,12 @@
 #define META_VALUE_MAX 4096
 
 struct meta_pair {
-	const char *key; /* [A-Za-z0-9_.-]{1,128} */
+	const char *key;   /* [A-Za-z0-9_.-]{1,128} */
 	const char *value; /* at most 4096 bytes */
 };
 struct commit {
-	struct pointer self; /* filled by commit_read and commit_write */
-	struct pointer tree; /* root directory; pointer_none: empty */
+	struct pointer self;    /* filled by commit_read and commit_write */
+	struct pointer tree;    /* root directory; pointer_none: empty */
 	struct attributes root; /* the root directory's own mode, owner, time */
 	struct pointer *parents;
 	size_t parent_count;
@@ -37,17 +37,17 @@ struct commit {
 
 /* Reads and verifies. One allocation, freed with free(). */
 int commit_read(struct odb *odb, const struct pointer *pointer, struct commit **ret_commit,
-		struct message *message);
+                struct message *message);
 /* Checks limits, sorts meta, computes the generation (reads the parents), adds the record to the
  * packer. `self` and `generation` of the argument are ignored; `message` may be NULL (empty).
  * -ERR_INVALID and -ERR_TOO_LARGE name the field at fault; no string may hold a NUL, no author a
  * control character; the root must be a directory, parents and meta keys unique. */
 int commit_write(struct odb *odb, struct packer *packer, const struct commit *commit,
-		 struct pointer *ret_pointer, struct message *message);
+                 struct pointer *ret_pointer, struct message *message);
 /* For fuzzing and fsck: decode bytes of a record. Only the canonical encoding is accepted, so
  * encoding the result gives the same bytes. -ERR_CORRUPT, -ERR_VERSION. */
 int commit_decode(const void *logical, size_t logical_length, const void *places,
-		  size_t places_length, struct commit **ret_commit);
+                  size_t places_length, struct commit **ret_commit);
 /* The inverse; `commit` must be within the limits and its meta sorted. */
 int commit_encode(const struct commit *commit, struct buffer *logical, struct buffer *places);
 

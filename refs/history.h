@@ -26,7 +26,7 @@ void history_free(struct history *history);
 /* The commit is one allocation: free(). An id prefix asks for a walk over what refs gained since
  * the last time. -ERR_NO_REVISION, -ERR_AMBIGUOUS (the message lists candidates), -ERR_BAD_NAME. */
 int revision_resolve(struct history *history, const char *expression, struct commit **ret_commit,
-		     struct message *message);
+                     struct message *message);
 /* UTC milliseconds; -ERR_INVALID. A date, minute or second alone means its last millisecond. */
 int time_parse(const char *iso, int64_t *ret_ms);
 void time_format(int64_t ms, char ret_text[32]); /* 2026-11-21T10:00:00.123Z */
@@ -40,22 +40,22 @@ struct history_walk;
 struct walk_options {
 	bool first_parent;
 	const char *const *paths; /* only commits that changed one of these (or something below)
-				     against the first parent (merges: against every parent; with
-				     first_parent: against that one); a time alone is no change.
-				     Normalised; borrowed until the walk is freed. NULL: all */
+	                             against the first parent (merges: against every parent; with
+	                             first_parent: against that one); a time alone is no change.
+	                             Normalised; borrowed until the walk is freed. NULL: all */
 	size_t path_count;
 };
 int history_walk_new(struct history *history, const struct pointer *starts, size_t count,
-		     const struct walk_options *options, struct history_walk **ret_walk);
+                     const struct walk_options *options, struct history_walk **ret_walk);
 int history_walk_next(struct history_walk *walk, struct commit **ret_commit,
-		      struct message *message); /* -ERR_NOT_FOUND at the end; caller frees */
+                      struct message *message); /* -ERR_NOT_FOUND at the end; caller frees */
 void history_walk_free(struct history_walk *walk);
 
 /* Every best common ancestor (none is an ancestor of another), newest first. Allocated array:
  * free(); none found: 0, NULL. */
 int merge_bases(struct history *history, const struct pointer *a, const struct pointer *b,
-		struct pointer **ret_bases, size_t *ret_count, struct message *message);
+                struct pointer **ret_bases, size_t *ret_count, struct message *message);
 int is_ancestor(struct history *history, const struct pointer *ancestor,
-		const struct pointer *descendant, bool *ret_is, struct message *message);
+                const struct pointer *descendant, bool *ret_is, struct message *message);
 
 #endif

@@ -53,45 +53,45 @@ struct ref_author {
 /* [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}, no "..", no trailing ".lock". -ERR_BAD_NAME + message. */
 int ref_name_check(const char *name, struct message *message);
 
-int ref_read(struct object_store *store, enum ref_kind kind, const char *name,
-	     struct ref *ret_ref, struct message *message); /* -ERR_NOT_FOUND */
+int ref_read(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
+             struct message *message); /* -ERR_NOT_FOUND */
 /* Ascending by name. The ref is borrowed; non-zero stops and is returned. The callback may use the
  * store. Without `bodies` one listing is all that is asked of the store: the name is filled in, and
  * the etag where the store tells it. A damaged body ends the list with an error that names it. */
 typedef int ref_fn(void *context, const struct ref *ref);
 int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,
-	     void *context, struct message *message);
+             void *context, struct message *message);
 int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
-	       const struct pointer *commit, const struct ref_author *author,
-	       struct message *message); /* -ERR_EXISTS. One put. */
+               const struct pointer *commit, const struct ref_author *author,
+               struct message *message); /* -ERR_EXISTS. One put. */
 /* Move from `expected` (as read before, its etag counts) to `commit`. -ERR_MOVED: somebody else
  * moved or deleted it first, read again; -ERR_NOT_FOUND: it is gone; -ERR_REFUSED: a tag. Any
  * other error: not known to have moved, and *expected is as before. On success *expected is
  * updated in place. */
 int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
-	     const struct ref_author *author, struct message *message);
+             const struct ref_author *author, struct message *message);
 /* Whatever it points to by then. -ERR_NOT_FOUND. One get, one put. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
-	       const struct ref_author *author, struct message *message);
+               const struct ref_author *author, struct message *message);
 /* -ERR_EXISTS, -ERR_NOT_FOUND; -ERR_MOVED: both names are left, because somebody moved both. */
 int ref_rename(struct object_store *store, enum ref_kind kind, const char *from, const char *to,
-	       const struct ref_author *author, struct message *message);
+               const struct ref_author *author, struct message *message);
 /* Bring back a deleted ref. -ERR_NOT_FOUND, -ERR_EXISTS. */
 int ref_restore(struct object_store *store, enum ref_kind kind, const char *name,
-		const struct ref_author *author, struct message *message);
+                const struct ref_author *author, struct message *message);
 /* The deleted refs: `commit` is where it stood last, moves[0] the deletion. */
 int ref_list_deleted(struct object_store *store, enum ref_kind kind, ref_fn *callback,
-		     void *context, struct message *message);
+                     void *context, struct message *message);
 /* Remove for good the refs deleted before `deleted_before_ms` (wall clock): their reflogs no longer
  * count and undo cannot bring them back. For gc: the store has no conditional removal, so a ref
  * re-created in the instant between the last look and the removal would be lost; give it an age
  * of days. *ret_count may be NULL. */
 int ref_purge(struct object_store *store, enum ref_kind kind, int64_t deleted_before_ms,
-	      uint64_t *ret_count, struct message *message);
+              uint64_t *ret_count, struct message *message);
 
 /* A body by itself, for fuzzing and fsck. The etag is left empty. -ERR_CORRUPT, -ERR_VERSION. */
 int ref_decode(enum ref_kind kind, const char *name, const void *bytes, size_t length,
-	       struct ref *ret_ref);
+               struct ref *ret_ref);
 /* The inverse. -ERR_INVALID unless the moves are a chain that ends at ref->commit. */
 int ref_encode(const struct ref *ref, struct buffer *ret_body);
 

@@ -116,6 +116,7 @@ struct packer_stats {
 	uint64_t packs_put;
 	uint64_t bytes_stored; /* put so far, pack framing included */
 	uint64_t bytes_new;    /* raw bytes of records that were new */
+	uint64_t content_new;  /* of these, chunks of files */
 	uint64_t bytes_known;  /* raw bytes of records that were there already */
 };
 void packer_stats(struct packer *packer, struct packer_stats *ret_stats);

@@ -347,6 +347,7 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
 		} else {
 			*ret_new = true;
 			packer->stats.bytes_new += length;
+			packer->stats.content_new += kind == RECORD_CHUNK ? length : 0;
 		}
 		/* A failed put is tried again when the next pack fills, and by the flush. */
 		if (packer->queued > queued)

@@ -9,6 +9,7 @@
 #include <getopt.h>
 #include <stdio.h>
 
+#define JSON_OPTION 255
 #define LONG_OPTION 256 /* first value for options without a letter */
 
 /* -- finding the command -- */
@@ -99,8 +100,8 @@ static int add_option(cJSON *request, const struct option_spec *spec, const char
 }
 
 struct option_table {
-	struct option longs[OPTIONS_MAX + 2];
-	char shorts[2 * OPTIONS_MAX + 4];
+	struct option longs[OPTIONS_MAX + 4];
+	char shorts[2 * OPTIONS_MAX + 5];
 };
 
 static void build_table(const struct subcommand *subcommand, struct option_table *ret_table)
@@ -109,6 +110,7 @@ static void build_table(const struct subcommand *subcommand, struct option_table
 	memset(ret_table, 0, sizeof *ret_table);
 	ret_table->shorts[letters++] = ':';
 	ret_table->shorts[letters++] = 'h';
+	ret_table->shorts[letters++] = 'q';
 	for (size_t i = 0; i < OPTIONS_MAX && subcommand->options[i].name; i++) {
 		const struct option_spec *spec = &subcommand->options[i];
 		int argument = spec->type == OPTION_FLAG ? no_argument : required_argument;
@@ -120,6 +122,8 @@ static void build_table(const struct subcommand *subcommand, struct option_table
 				ret_table->shorts[letters++] = ':';
 		}
 	}
+	ret_table->longs[count++] = (struct option){.name = "json", .val = JSON_OPTION};
+	ret_table->longs[count++] = (struct option){.name = "quiet", .val = 'q'};
 	ret_table->longs[count] = (struct option){.name = "help", .val = 'h'};
 }
 
@@ -134,8 +138,9 @@ static const struct option_spec *spec_of(const struct subcommand *subcommand, in
 }
 
 /* Leaves the words at argv[optind...]. */
-static int parse_options(const struct subcommand *subcommand, int argc, char **argv, cJSON *request,
-                         bool *ret_help, struct message *message)
+static int parse_options(const struct subcommand *subcommand, int argc, char **argv,
+                         struct globals *globals, cJSON *request, bool *ret_help,
+                         struct message *message)
 {
 	struct option_table table;
 	int value;
@@ -146,6 +151,11 @@ static int parse_options(const struct subcommand *subcommand, int argc, char **a
 		if (value == 'h') {
 			*ret_help = true;
 			return 0;
+		}
+		if (value == JSON_OPTION || value == 'q') {
+			globals->json |= value == JSON_OPTION;
+			globals->quiet |= value == 'q';
+			continue;
 		}
 		if (value == ':')
 			return fail(message, -ERR_INVALID, "%s needs a value", argv[optind - 1]);
@@ -314,8 +324,8 @@ static int add_path(cJSON *array, const char *path, const struct place_here *her
 }
 
 int arguments_parse(const struct subcommand *subcommand, int argc, char **argv,
-                    const struct place_here *here, cJSON **ret_request, bool *ret_help,
-                    struct message *message)
+                    const struct place_here *here, struct globals *globals, cJSON **ret_request,
+                    bool *ret_help, struct message *message)
 {
 	int before = 0;
 	while (before < argc && strcmp(argv[before], "--") != 0)
@@ -325,7 +335,7 @@ int arguments_parse(const struct subcommand *subcommand, int argc, char **argv,
 	if (subcommand->action)
 		cJSON_AddStringToObject(request, "action", subcommand->action);
 	*ret_help = false;
-	int error = parse_options(subcommand, before, argv, request, ret_help, message);
+	int error = parse_options(subcommand, before, argv, globals, request, ret_help, message);
 	if (!error && !*ret_help)
 		error = parse_words(subcommand, before - optind, argv + optind, here, request,
 		                    message);

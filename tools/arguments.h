@@ -58,12 +58,18 @@ struct place_here {
 	const char *mountpoint;
 };
 
+/* Options of lakectl itself that may stand after the command, too. */
+struct globals {
+	bool json, quiet;
+};
+
 /* The subcommand that argv names (argv[0] is its name), or NULL. *ret_used: words it takes. */
 const struct subcommand *subcommand_find(int argc, char **argv, int *ret_used);
-/* Builds the request. *ret_help: --help was given. -ERR_INVALID with a message naming the usage. */
+/* Builds the request. *ret_help: --help was given. `globals` is added to, also on failure.
+ * -ERR_INVALID with a message naming the usage. */
 int arguments_parse(const struct subcommand *subcommand, int argc, char **argv,
-                    const struct place_here *here, cJSON **ret_request, bool *ret_help,
-                    struct message *message);
+                    const struct place_here *here, struct globals *globals, cJSON **ret_request,
+                    bool *ret_help, struct message *message);
 void subcommand_help(const struct subcommand *subcommand); /* to standard output */
 /* All of them, a line each. With a name: only that family ("branch"). False: there is none. */
 bool subcommands_list(const char *name);

@@ -18,7 +18,7 @@
 
 struct invocation {
 	const char *lake_given;
-	bool json, quiet;
+	struct globals globals;
 	char *lake, *branch, *prefix, *mountpoint;
 	cJSON *request;
 	struct renderer *renderer;
@@ -51,9 +51,9 @@ static int parse_globals(int argc, char **argv, struct invocation *invocation, i
 	for (; i < argc && argv[i][0] == '-'; i++) {
 		const char *word = argv[i];
 		if (strcmp(word, "--json") == 0) {
-			invocation->json = true;
+			invocation->globals.json = true;
 		} else if (strcmp(word, "-q") == 0 || strcmp(word, "--quiet") == 0) {
-			invocation->quiet = true;
+			invocation->globals.quiet = true;
 		} else if (strcmp(word, "--lake") == 0 && i + 1 < argc) {
 			invocation->lake_given = argv[++i];
 		} else if (strncmp(word, "--lake=", 7) == 0) {
@@ -96,7 +96,7 @@ static int report_error(const struct invocation *invocation, int error,
 	const cJSON *object = cJSON_GetObjectItemCaseSensitive(reply, "error");
 	fprintf(stderr, "lakectl: %s\n",
 	        cJSON_GetObjectItemCaseSensitive(object, "message")->valuestring);
-	if (invocation->json)
+	if (invocation->globals.json)
 		print_json(reply);
 	cJSON_Delete(reply);
 	return error_exit(error);
@@ -135,9 +135,9 @@ static int run_request(struct invocation *invocation, cJSON **ret_reply, struct 
 	        cJSON_GetObjectItemCaseSensitive(invocation->request, "command")->valuestring;
 	struct command_output output = {.context = invocation};
 	/* `show` prints the commit before its changes, so they wait in the reply. */
-	if (!invocation->json && strcmp(name, "show") != 0)
+	if (!invocation->globals.json && strcmp(name, "show") != 0)
 		output.items = print_items;
-	if (!invocation->json && !invocation->quiet && isatty(STDERR_FILENO))
+	if (!invocation->globals.json && !invocation->globals.quiet && isatty(STDERR_FILENO))
 		output.progress = (struct progress){progress_show, &invocation->progress};
 	if (strcmp(name, "commit") == 0 &&
 	    !cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(invocation->request, "no_code")))
@@ -194,8 +194,8 @@ static bool run_local(struct invocation *invocation, cJSON **ret_reply, int *ret
 			continue;
 		*ret_error =
 		        locals[i].run(invocation->request, invocation->lake, ret_reply, message);
-		if (!*ret_error && !invocation->json && !invocation->quiet && locals[i].done &&
-		    !cJSON_HasObjectItem(*ret_reply, "error"))
+		if (!*ret_error && !invocation->globals.json && !invocation->globals.quiet &&
+		    locals[i].done && !cJSON_HasObjectItem(*ret_reply, "error"))
 			print_done(locals[i].done, *ret_reply);
 		return true;
 	}
@@ -205,7 +205,7 @@ static bool run_local(struct invocation *invocation, cJSON **ret_reply, int *ret
 static int print_reply(struct invocation *invocation, const cJSON *reply, bool local)
 {
 	const cJSON *failure = cJSON_GetObjectItemCaseSensitive(reply, "error");
-	if (invocation->json)
+	if (invocation->globals.json)
 		print_json(reply);
 	else if (!local)
 		render_reply(invocation->renderer, reply);
@@ -227,7 +227,8 @@ static int run(struct invocation *invocation)
 	complete_diff(invocation);
 	bool local = run_local(invocation, &reply, &error, &message);
 	if (!local) {
-		error = renderer_new(invocation->request, invocation->quiet, &invocation->renderer);
+		error = renderer_new(invocation->request, invocation->globals.quiet,
+		                     &invocation->renderer);
 		if (!error)
 			error = run_request(invocation, &reply, &message);
 	}
@@ -261,8 +262,8 @@ static int parse_and_run(struct invocation *invocation, const struct subcommand 
 	                          .prefix = invocation->prefix,
 	                          .mountpoint = invocation->mountpoint};
 	if (!error)
-		error = arguments_parse(subcommand, argc, argv, &here, &invocation->request, &help,
-		                        &message);
+		error = arguments_parse(subcommand, argc, argv, &here, &invocation->globals,
+		                        &invocation->request, &help, &message);
 	if (error < 0)
 		return report_error(invocation, error, &message);
 	if (help) {

@@ -15,6 +15,7 @@ mkdir orders && printf 'id,price\n1,10\n2,20\n' >orders/a.csv && printf 'id,pric
 check "status lists uncommitted files" bash -c 'lakectl status | grep -q "A  orders/a.csv"'
 check "commit, branch from the current directory" lakectl commit -m "orders" --meta source=erp --meta run=7
 check "log has message" bash -c 'lakectl log -n 1 | grep -q orders'
+check "--json after the command" equal "$(lakectl log -n 1 --json | json 'd["commits"][0]["message"]')" orders
 check "log --json has meta" equal "$(lakectl --json log -n 1 | json 'd["commits"][0]["meta"]["run"]')" 7
 check_exit 2 "commit without message" lakectl commit
 check_exit 2 "commit with nothing changed" lakectl commit -m again

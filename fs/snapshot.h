@@ -88,9 +88,12 @@ void stored_release(struct stored *stored);
 struct stored_file *stored_find(const struct stored *stored, uint64_t number);
 /* The gate was opened again: what was checked may have changed. */
 void stored_unuse(struct stored *stored);
-/* Gate open again, the commit made: staging files that are whole and that overlay `left` (0: none)
- * does not name become cached blobs. Failing costs a fetch later, nothing else. */
-void stored_adopt(const struct stored *stored, struct worktrees *trees, uint64_t left);
+/* The commit made, gate still closed: what overlay `left` (0: none) names is no longer `used`. As
+ * soon as the gate opens it may be written to, and removed from there. */
+void stored_leave(struct stored *stored, struct worktrees *trees, uint64_t left);
+/* Gate open again: staging files that are whole and used become cached blobs. Failing costs a
+ * fetch later, nothing else. */
+void stored_adopt(const struct stored *stored, struct worktrees *trees);
 /* Store every staged file of the overlay (below `paths`, unless that is empty) that is not open
  * for writing and not stored yet, with a few threads, while mutations go on. *ret_files: how many
  * were stored by this call. */

@@ -59,14 +59,22 @@ static bool is_left(struct worktrees *trees, uint64_t left, const struct stored_
 	return error ? error != -ERR_NOT_FOUND : inode.staging == file->staging;
 }
 
-void stored_adopt(const struct stored *stored, struct worktrees *trees, uint64_t left)
+void stored_leave(struct stored *stored, struct worktrees *trees, uint64_t left)
+{
+	struct stored_file *file, *next;
+	HASH_ITER (hh, stored->files, file, next)
+		if (file->used && is_left(trees, left, file))
+			file->used = false;
+}
+
+void stored_adopt(const struct stored *stored, struct worktrees *trees)
 {
 	struct stored_file *file, *next;
 	if (!trees->cache)
 		return;
 	HASH_ITER (hh, stored->files, file, next) {
 		if (!file->used || file->piecewise || file->content.kind == CONTENT_EMPTY ||
-		    file->staging < trees->first_number || is_left(trees, left, file))
+		    file->staging < trees->first_number)
 			continue;
 		CLEANUP(free_pointer) char *path = staging_absolute(trees, file->staging);
 		if (path)

@@ -1,0 +1,460 @@
+#!/usr/bin/env python3
+"""kill -9 of the daemon, again and again, under writing programs and commands: what returned
+success is there, a commit happened whole or not at all, the lake is sound and can be used.
+
+CRASH_SEED repeats the choices (not the timing), CRASH_ROUNDS says how often it dies, CRASH_MODE
+(passthrough or copying) picks one of the two ways in which files are served.
+"""
+import ctypes
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+from lake import BIN, Lake, Refused, Tests  # noqa: E402
+
+libc = ctypes.CDLL(None, use_errno=True)
+EXCHANGE = 2
+WORKERS = 3
+NAMES = "abcdefghij"
+SIZE_MAX = 200_000
+COPY_UP_BYTES_MAX = 65536
+
+
+def exchange(one, other):
+    if libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), EXCHANGE) < 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
+def bytes_of(operation):
+    return random.Random(operation["seed"]).randbytes(operation["length"])
+
+
+def overlaid(old, at, data):
+    """`old` after writing `data` at `at`."""
+    old = old + bytes(max(0, at - len(old)))
+    return old[:at] + data + old[at + len(data):]
+
+
+# -- a worker: random operations in a directory of its own, each noted before and after --
+
+def choose(dice, files):
+    """The next operation that can succeed; `files`: what is there."""
+    free = [name for name in NAMES if name not in files]
+    there = sorted(files)
+    kind = dice.choice(["create", "write", "write", "append", "truncate", "rename", "exchange",
+                        "unlink", "link", "sync"])
+    if not there or (kind == "create" and free):
+        kind = "create"
+    elif kind in ("create", "link") and not free:
+        kind = "unlink"
+    if kind == "exchange" and len(there) < 2:
+        kind = "append"
+    name = dice.choice(free if kind == "create" else there)
+    operation = {"kind": kind, "name": name, "seed": dice.randrange(1 << 30),
+                 "length": dice.choice((10, 4096, dice.randrange(1, 100_000))),
+                 "at": dice.randrange(SIZE_MAX)}
+    if kind == "rename":
+        operation["to"] = dice.choice(NAMES)
+    elif kind == "exchange":
+        operation["to"] = dice.choice([n for n in there if n != name])
+    elif kind == "link":
+        operation["to"] = dice.choice(free)
+    return operation
+
+
+def perform(root, operation):
+    kind, path = operation["kind"], os.path.join(root, operation["name"])
+    other = os.path.join(root, operation.get("to", ""))
+    if kind == "rename":
+        os.rename(path, other)
+    elif kind == "exchange":
+        exchange(path, other)
+    elif kind == "link":  # as programs publish: no file has two names for long
+        os.link(path, other)
+        os.unlink(path)
+    elif kind == "unlink":
+        os.unlink(path)
+    elif kind == "truncate":
+        os.truncate(path, operation["at"])
+    else:
+        flags = {"create": os.O_CREAT | os.O_EXCL, "append": os.O_APPEND}.get(kind, 0)
+        fd = os.open(path, os.O_RDWR | flags)
+        try:
+            if kind == "sync":
+                os.fsync(fd)
+            else:
+                data = bytes_of(operation)
+                done = os.write(fd, data) if kind != "write" else os.pwrite(fd, data, operation["at"])
+                if done != len(data):
+                    raise OSError(5, "short write")
+        finally:
+            os.close(fd)
+
+
+def apply(files, operation):
+    """What a finished operation makes of {name: bytes}."""
+    kind, name, to = operation["kind"], operation["name"], operation.get("to")
+    files = dict(files)
+    if kind in ("rename", "link"):
+        files[to] = files[name]
+        if to != name:
+            del files[name]
+    elif kind == "exchange":
+        files[name], files[to] = files[to], files[name]
+    elif kind == "unlink":
+        del files[name]
+    elif kind == "truncate":
+        old = files[name][:operation["at"]]
+        files[name] = old + bytes(operation["at"] - len(old))
+    elif kind == "create":
+        files[name] = bytes_of(operation)
+    elif kind == "append":
+        files[name] += bytes_of(operation)
+    elif kind == "write":
+        files[name] = overlaid(files[name], operation["at"], bytes_of(operation))
+    return files
+
+
+def halfway(found, before, operation):
+    """Is `found` what an interrupted operation may leave?"""
+    kind, name, to = operation["kind"], operation["name"], operation.get("to")
+    if kind == "link":
+        return found == {**before, to: before[name]}
+    if kind not in ("create", "append", "write"):
+        return False
+    after = apply(before, operation)
+    if {n for n in found if n != name} != {n for n in after if n != name} or name not in found or \
+            any(found[n] != after[n] for n in found if n != name):
+        return False
+    old, new, mine = before.get(name, b""), after[name], found[name]
+    if not min(len(old), len(new)) <= len(mine) <= len(new):
+        return False
+    # whatever part of the write arrived: each byte is an old one or a new one
+    old = old + bytes(len(new) - len(old))
+    return all(mine[i] in (old[i], new[i]) for i in range(len(mine)) if mine[i] != new[i])
+
+
+def worker(root, ledger, seed, files):
+    dice = random.Random(seed)
+    with open(ledger, "a", buffering=1, encoding="ascii") as notes:
+        while True:
+            operation = choose(dice, files)
+            notes.write(json.dumps(operation) + "\n")
+            try:
+                perform(root, operation)
+            except OSError as problem:
+                notes.write(json.dumps({"kind": "error", "text": str(problem)}) + "\n")
+                return
+            notes.write('{"kind": "done"}\n')
+            files = apply(files, operation)
+
+
+def read_ledger(ledger):
+    """Finished operations, and the one that was under way (or None)."""
+    finished, pending, problem = [], None, None
+    for line in pathlib.Path(ledger).read_text(encoding="ascii").splitlines():
+        note = json.loads(line)
+        if note["kind"] == "done":
+            finished.append(pending)
+            pending = None
+        elif note["kind"] == "error":
+            problem = note["text"]
+        else:
+            pending = note
+    return finished, pending, problem
+
+
+def directory(path):
+    return {name: pathlib.Path(path, name).read_bytes() for name in os.listdir(path)}
+
+
+def states(base, ledger):
+    """Every state a worker's directory was in, and the last one with what was under way."""
+    finished, pending, _ = read_ledger(ledger)
+    found = [base]
+    for operation in finished:
+        found.append(apply(found[-1], operation))
+    return found, finished, pending
+
+
+def reached(found, all_states, operations, first=0):
+    """Does the directory look as it did after some operation from `first` on?"""
+    for index in range(first, len(all_states)):
+        if found == all_states[index]:
+            return True
+        if index < len(operations) and operations[index] and \
+                halfway(found, all_states[index], operations[index]):
+            return True
+    return False
+
+
+# -- the driver: commands that succeed, fail or die --
+
+class Driver:
+    """Runs in a process of its own; what returned goes to its ledger."""
+
+    def __init__(self, lake, ledger, seed):
+        self.lake, self.ledger, self.dice = lake, ledger, random.Random(seed)
+
+    def note(self, **what):
+        with open(self.ledger, "a", encoding="ascii") as notes:
+            notes.write(json.dumps(what) + "\n")
+
+    def ctl(self, kind, *arguments, **details):
+        self.note(kind=kind, begin=True, **details)
+        try:
+            reply = self.lake.ctl(*arguments)
+        except (Refused, ValueError) as problem:
+            self.note(kind=kind, failed=str(problem))
+            return None
+        self.note(kind=kind, done=True, commit=reply.get("commit"), **details)
+        return reply
+
+    def counts(self):
+        return [len(read_ledger(self.lake.scratch / f"ledger{i}")[0]) for i in range(WORKERS)]
+
+    def run(self):
+        number = 0
+        while True:
+            number += 1
+            kind = self.dice.choice(["commit", "commit", "merge", "reset", "branch"])
+            if kind == "commit":
+                self.ctl("commit", "commit", "main", "-m", "crash", "--allow-open",
+                         "--allow-empty", counts=self.counts())
+            elif kind == "branch":
+                self.ctl("branch", "branch", "create", f"b{time.time_ns()}", "main")
+            elif kind == "reset":
+                self.ctl("reset", "reset", "side", "side~1", "--discard")
+            else:
+                path = self.lake.mountpoint / "side" / "side"
+                try:
+                    path.mkdir(exist_ok=True)
+                    name = f"f{time.time_ns()}"
+                    (path / name).write_bytes(name.encode() * 1000)
+                except OSError:
+                    return
+                if self.ctl("commit side", "commit", "side", "-m", name, name=name):
+                    self.ctl("merge", "merge", "side", "main", name=name)
+            if not self.lake.pid():
+                return
+
+
+class Crash:
+    def __init__(self, lake, seed):
+        self.lake, self.dice = lake, random.Random(seed)
+        self.main = set()      # commits that returned, to main
+        self.merged = set()    # files that a merge brought to main
+        self.views = {}        # commit: digest of what it shows
+        self.killed_in = {}    # what was interrupted how often
+        for i in range(WORKERS):
+            (lake / f"main/w{i}").mkdir()
+        lake.ctl("commit", "main", "-m", "start")
+        lake.ctl("branch", "create", "side", "main")
+        self.files = [{} for _ in range(WORKERS)]
+
+    def fork(self, function, *arguments):
+        pid = os.fork()
+        if pid:
+            return pid
+        os.setpgid(0, 0)
+        try:
+            function(*arguments)
+            os._exit(0)
+        except BaseException as problem:  # nothing of the parent's may run here
+            print("#", type(problem).__name__, problem, flush=True)
+            os._exit(1)
+
+    def round(self):
+        lake, dice = self.lake, self.dice
+        ledgers = [lake.scratch / f"ledger{i}" for i in range(WORKERS)]
+        for path in (*ledgers, lake.scratch / "driver"):
+            path.write_text("")
+        pids = [self.fork(worker, lake / f"main/w{i}", ledgers[i], dice.randrange(1 << 30),
+                          self.files[i]) for i in range(WORKERS)]
+        driver = self.fork(Driver(lake, lake.scratch / "driver", dice.randrange(1 << 30)).run)
+        time.sleep(dice.uniform(0.05, 0.9))
+        with_commands = dice.randrange(3) == 0
+        daemon = lake.pid()
+        lake.kill()
+        if with_commands:
+            os.killpg(driver, signal.SIGKILL)
+        for pid in pids:
+            assert os.waitpid(pid, 0)[1] == 0, "a worker failed"
+        status = os.waitpid(driver, 0)[1]
+        assert status == 0 or with_commands, "the driver failed"
+        self.wait_for_commands()
+        assert not os.path.exists(f"/proc/{daemon}/fd/0")
+        lake.mount()
+        self.verify(ledgers)
+
+    def wait_for_commands(self):
+        """A command that goes on without a daemon holds the lake."""
+        for _ in range(500):
+            done = subprocess.run([BIN / "lakectl", "--lake", self.lake.directory, "branch"],
+                                  capture_output=True, check=False)
+            if done.returncode == 0:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"the lake stays in use: {done.stderr}")
+
+    def verify(self, ledgers):
+        histories = []
+        for i, ledger in enumerate(ledgers):
+            all_states, finished, pending = states(self.files[i], ledger)
+            found = directory(self.lake / f"main/w{i}")
+            good = found == all_states[-1] or \
+                (pending and (found == apply(all_states[-1], pending) or
+                              halfway(found, all_states[-1], pending)))
+            assert good, f"worker {i}: {self.difference(found, all_states[-1], pending)}"
+            if pending:
+                all_states.append(apply(all_states[-1], pending))
+            histories.append((all_states, finished + [pending]))
+            self.files[i] = found
+        self.verify_commands(histories)
+        (self.lake / "main/alive").write_text(str(time.time_ns()))
+        commit = self.lake.ctl("commit", "main", "-m", "after a crash")["commit"]
+        self.main.add(commit)
+        assert not self.lake.ctl("status", "main")["changes"]
+        for i in range(WORKERS):
+            assert directory(self.lake / f"@{commit}/w{i}") == self.files[i], "a commit is torn"
+
+    @staticmethod
+    def difference(found, wanted, pending):
+        lines = [f"under way: {pending}"]
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                lines.append(f"{name}: {len(found[name]) if name in found else None} bytes found, "
+                             f"{len(wanted[name]) if name in wanted else None} wanted")
+                if name in found and name in wanted:
+                    lines.append("first difference at " + str(next(
+                        (i for i, (a, b) in enumerate(zip(found[name], wanted[name])) if a != b), None)))
+        return "; ".join(lines)
+
+    def verify_commands(self, histories):
+        begun = None
+        for line in (self.lake.scratch / "driver").read_text().splitlines():
+            note = json.loads(line)
+            if note.get("begin"):
+                begun = note
+                continue
+            failed, begun = note.get("failed"), None
+            if failed:
+                self.verify_failure(failed)
+            elif note["kind"] == "commit":
+                self.verify_commit(note, histories)
+            elif note["kind"] == "merge":
+                self.main.add(note["commit"])
+                self.merged.add(note["name"])
+        if begun:
+            self.killed_in[begun["kind"]] = self.killed_in.get(begun["kind"], 0) + 1
+        log = [entry["id"] for entry in self.lake.ctl("log", "main", "-n", 100000)["commits"]]
+        lost = self.main - set(log)
+        assert not lost, f"commits that returned are not in main's history: {lost}"
+        there = set(os.listdir(self.lake / "main/side")) if self.merged else set()
+        assert self.merged <= there, f"merged files are missing: {self.merged - there}"
+        for name in self.merged:
+            assert (self.lake / "main/side" / name).read_bytes() == name.encode() * 1000
+
+    @staticmethod
+    def verify_failure(text):
+        expected = ("in use by process", "daemon", "connect", "went away", "ended", "no lake",
+                    "nothing changed", "no revision", "open for writing", "is closing", "moved",
+                    "interrupted", "no answer", "no commit")
+        if not any(word in text for word in expected):
+            print("# a command said:", text[:200])
+
+    def verify_commit(self, note, histories):
+        commit = note["commit"]
+        self.main.add(commit)
+        for i, (all_states, operations) in enumerate(histories):
+            found = directory(self.lake / f"@{commit}/w{i}")
+            assert reached(found, all_states, operations, note["counts"][i]), \
+                f"commit {commit}: worker {i}'s directory never looked like that"
+        self.views[commit] = self.digest(commit)
+
+    def digest(self, commit):
+        sums = hashlib.sha256()
+        for where, directories, names in os.walk(self.lake / f"@{commit}"):
+            directories.sort()
+            for name in sorted(names):
+                sums.update(os.path.relpath(os.path.join(where, name), self.lake.mountpoint).encode())
+                sums.update(pathlib.Path(where, name).read_bytes())
+        return sums.hexdigest()
+
+    def end(self):
+        for commit, wanted in self.views.items():
+            assert self.digest(commit) == wanted, f"commit {commit} changed"
+        self.lake.ctl("fsck")
+        print("# killed in", self.killed_in, "commits", len(self.main), "merges", len(self.merged))
+
+
+def crashes(mode, seed, rounds):
+    lake = Lake(*([] if mode == "passthrough" else ["--no-passthrough"]))
+    lake.mountpoint.mkdir()
+    lake.ctl("init")
+    settings = lake.directory / "lake.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) |
+                                   {"copy_up_bytes_max": COPY_UP_BYTES_MAX}))
+    lake.mount()
+    number = 0
+    try:
+        crash = Crash(lake, seed)
+        for number in range(rounds):
+            crash.round()
+            if number % 5 == 4:
+                lake.ctl("fsck")
+        crash.end()
+    except BaseException as problem:
+        print(f"# CRASH_SEED={seed} CRASH_MODE={mode} round {number}")
+        print("#", json.dumps(getattr(problem, "reply", None)))
+        if os.environ.get("CRASH_KEEP"):
+            print("# kept", lake.scratch, flush=True)
+            os.kill(os.getpid(), 9)
+        raise
+    finally:
+        lake.__exit__()
+
+
+def old_descriptors():
+    """A program goes on with a descriptor of a daemon that was killed: the kernel passes its
+    writes through to the staging file, so that may not become committed content."""
+    with Lake() as lake:
+        path = lake / "main/kept"
+        fd = os.open(path, os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"written")
+        lake.kill()
+        lake.mount()
+        assert path.read_bytes() == b"written"
+        lake.ctl("commit", "main", "-m", "kept")
+        try:
+            os.pwrite(fd, b"WRONG", 0)
+        except OSError:
+            pass  # not passed through
+        os.close(fd)
+        assert path.read_bytes() == (lake / "@main/kept").read_bytes() == b"written"
+        lake.ctl("fsck")
+
+
+def main():
+    tests = Tests()
+    with tests.case("descriptors of a killed daemon cannot change what was committed"):
+        old_descriptors()
+    seed = os.environ.get("CRASH_SEED")
+    rounds = int(os.environ.get("CRASH_ROUNDS", 10))
+    modes = [os.environ["CRASH_MODE"]] if "CRASH_MODE" in os.environ else ["passthrough", "copying"]
+    for mode in modes:
+        chosen = int(seed) if seed else random.randrange(1 << 32)
+        with tests.case(f"kill -9 {rounds} times, {mode}, seed {chosen}"):
+            crashes(mode, chosen, rounds)
+    tests.done()
+
+
+main()

@@ -364,6 +364,23 @@ void nodes_children(struct nodes *nodes, const struct node *parent,
 				callback(context, node);
 }
 
+static bool is_below(const struct node *node, const struct node *ancestor)
+{
+	const struct node *at = node->parent;
+	while (at && at != ancestor)
+		at = at->parent;
+	return at != NULL;
+}
+
+void nodes_below(struct nodes *nodes, const struct node *ancestor,
+                 void (*callback)(void *context, struct node *node), void *context)
+{
+	for (size_t i = 0; i < nodes->buckets; i++)
+		for (struct node *node = nodes->by_id[i]; node; node = node->id_next)
+			if (is_named(node) && is_below(node, ancestor))
+				callback(context, node);
+}
+
 uint64_t nodes_count(const struct nodes *nodes)
 {
 	return nodes->count;

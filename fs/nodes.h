@@ -108,6 +108,9 @@ void node_free(struct node *node);
 /* Call back for every attached child; slow (walks the whole table). */
 void nodes_children(struct nodes *nodes, const struct node *parent,
                     void (*callback)(void *context, struct node *child), void *context);
+/* The same for every attached node below `ancestor`, in no order. */
+void nodes_below(struct nodes *nodes, const struct node *ancestor,
+                 void (*callback)(void *context, struct node *node), void *context);
 uint64_t nodes_count(const struct nodes *nodes);
 
 #endif

@@ -64,6 +64,27 @@ static struct node *path_nodes(struct vfs *vfs, struct node *top, const char *pa
 	}
 }
 
+/* The last directory on the way to `path` that the kernel knows: a missing one may have come. */
+static uint64_t nearest_known(struct vfs *vfs, struct node *top, const char *path)
+{
+	char name[NAME_BYTES_MAX + 1];
+	struct node *at = top, *child = top;
+	nodes_lock(vfs->nodes);
+	while (child) {
+		size_t length = strcspn(path, "/");
+		at = child;
+		if (length > NAME_BYTES_MAX || !path[length])
+			break;
+		memcpy(name, path, length);
+		name[length] = '\0';
+		child = nodes_by_name(vfs->nodes, at, name);
+		path += length + 1;
+	}
+	uint64_t id = at->id;
+	nodes_unlock(vfs->nodes);
+	return id;
+}
+
 /* Other bytes, or nothing, at the path. */
 static void path_forget(struct vfs *vfs, struct node *top, const char *path)
 {
@@ -78,8 +99,10 @@ static void path_forget(struct vfs *vfs, struct node *top, const char *path)
 	if (parent && node)
 		nodes_detach(vfs->nodes, node);
 	nodes_unlock(vfs->nodes);
-	if (!parent_id)
+	if (!parent_id) {
+		forget_inode(vfs, nearest_known(vfs, top, path), true);
 		return;
+	}
 	/* Even without a node: a name of an inode with several may lead here. */
 	forget_entry(vfs, parent_id, name);
 	forget_inode(vfs, parent_id, true);
@@ -162,6 +185,128 @@ static void on_moved(void *context, const char *branch, const struct pointer *be
 	node_put(vfs, move.top);
 }
 
+/* -- a command rewrote what is at and below a path -- */
+
+struct affected {
+	struct nodes *nodes;
+	struct node **items; /* pinned */
+	size_t count, capacity;
+	bool overflow; /* too many, or no memory: treat the path as one thing */
+};
+
+static void affect(void *context, struct node *node)
+{
+	struct affected *affected = context;
+	if (affected->count == affected->capacity && !affected->overflow) {
+		size_t capacity = affected->capacity ? 2 * affected->capacity : 64;
+		struct node **items =
+		        capacity > 2 * CHANGES_MAX
+		                ? NULL
+		                : reallocarray(affected->items, capacity, sizeof(*items));
+		affected->overflow = items == NULL;
+		affected->items = items ? items : affected->items;
+		affected->capacity = items ? capacity : affected->capacity;
+	}
+	if (affected->overflow)
+		return;
+	nodes_pin(node);
+	affected->items[affected->count++] = node;
+}
+
+static unsigned depth_of(const struct node *node)
+{
+	unsigned depth = 0;
+	for (; node->parent; node = node->parent)
+		depth++;
+	return depth;
+}
+
+static int by_depth(const void *a, const void *b)
+{
+	unsigned left = depth_of(*(struct node *const *)a);
+	unsigned right = depth_of(*(struct node *const *)b);
+	return (left > right) - (left < right);
+}
+
+/* Is the name still what the directory node stands for? Then processes whose current directory it
+ * is stay where they are. */
+static bool still_directory(struct vfs *vfs, struct node *parent, const char *name)
+{
+	struct known known = {0};
+	bool is = name_know(vfs, parent, name, &known, NULL) == 0 &&
+	          S_ISDIR(known.inode.attributes.mode);
+	known_release(&known);
+	return is;
+}
+
+static void node_changed(struct vfs *vfs, struct node *node)
+{
+	nodes_lock(vfs->nodes);
+	struct node *parent = node->parent;
+	uint64_t id = node->id, parent_id = parent ? parent->id : 0;
+	CLEANUP(free_pointer) char *name = node->name ? strdup(node->name) : NULL;
+	bool attached = parent && name && !(node->flags & NODE_DETACHED);
+	if (attached)
+		nodes_pin(parent);
+	nodes_unlock(vfs->nodes);
+	if (!attached)
+		return;
+	if (node->directory && still_directory(vfs, parent, name)) {
+		node_unbind(vfs, node);
+		forget_inode(vfs, id, true);
+	} else {
+		node_detach(vfs, node);
+		forget_entry(vfs, parent_id, name);
+	}
+	node_put(vfs, parent);
+}
+
+/* Everything at and below `node`: directories that are directories still lose their listings,
+ * the rest is looked up again. */
+static void tree_changed(struct vfs *vfs, struct node *node, bool itself, bool *ret_done)
+{
+	struct affected affected = {.nodes = vfs->nodes};
+	nodes_lock(vfs->nodes);
+	if (itself)
+		affect(&affected, node);
+	nodes_below(vfs->nodes, node, affect, &affected);
+	if (affected.count)
+		qsort(affected.items, affected.count, sizeof(*affected.items), by_depth);
+	nodes_unlock(vfs->nodes);
+	for (size_t i = 0; i < affected.count; i++) {
+		if (!affected.overflow)
+			node_changed(vfs, affected.items[i]);
+		node_put(vfs, affected.items[i]);
+	}
+	free(affected.items);
+	*ret_done = !affected.overflow;
+}
+
+static void path_changed(struct vfs *vfs, struct node *top, const char *path)
+{
+	char component[NAME_BYTES_MAX + 1];
+	const char *name;
+	struct node *node = NULL;
+	uint64_t parent_id = 0;
+	bool done = false;
+	nodes_lock(vfs->nodes);
+	struct node *parent = path_nodes(vfs, top, path, component, &name, &node);
+	if (parent)
+		parent_id = parent->id;
+	if (parent && node)
+		nodes_pin(node);
+	else
+		node = NULL;
+	nodes_unlock(vfs->nodes);
+	if (node)
+		tree_changed(vfs, node, true, &done);
+	node_put(vfs, node);
+	if (!done)
+		path_forget(vfs, top, path);
+	else if (parent_id)
+		forget_inode(vfs, parent_id, true);
+}
+
 static void on_paths_changed(void *context, const char *branch, const char *const *paths,
                              size_t count)
 {
@@ -170,10 +315,15 @@ static void on_paths_changed(void *context, const char *branch, const char *cons
 	if (!top)
 		return;
 	for (size_t i = 0; i < count; i++) {
-		if (paths[i][0] && strcmp(paths[i], ".") != 0)
-			path_forget(vfs, top, paths[i]);
-		else
+		bool done = false;
+		if (paths[i][0] && strcmp(paths[i], ".") != 0) {
+			path_changed(vfs, top, paths[i]);
+			continue;
+		}
+		tree_changed(vfs, top, false, &done);
+		if (!done)
 			all_forget(vfs, top);
+		forget_inode(vfs, top->id, true);
 	}
 	node_put(vfs, top);
 }

@@ -78,7 +78,12 @@ rm -r "$mnt/main/orders" && echo junk >"$mnt/main/junk"
 check "restore a directory" lakectl restore main -- orders
 check "restored" equal "$(cat "$mnt/main/orders/a.csv")" source
 check "restore leaves the rest" test -e "$mnt/main/junk"
+cd "$mnt/main/orders" && check "restoring the current directory" lakectl restore main -- .
+check "leaves one in it" equal "$(ls)" "$(ls "$mnt/main/orders")"
+rm -r ../orders && mkdir ../orders && cd "$mnt/main" && lakectl -q restore main -- orders
+check "a directory that came back is listed" bash -c 'ls | grep -qx orders && ls orders | grep -qx a.csv'
 check "restore everything" lakectl restore main -- .
+check "all others, too" test "$(pwd)" = "$mnt/main"
 check "all restored" test ! -e "$mnt/main/junk"
 check "restore --from" bash -c "lakectl restore main --from v1 -- orders/a.csv && head -2 '$mnt/main/orders/a.csv' | tail -1 | grep -qx 1,11"
 check "that is uncommitted" bash -c 'lakectl status main | grep -q "M  orders/a.csv"'

@@ -189,17 +189,44 @@ static int add_branch(void *context, const struct ref *ref)
 	return names_add(context, ref->name);
 }
 
+/* One that others deleted, with uncommitted changes here: its working tree still is there. */
+static int add_orphan(void *context, const char *branch)
+{
+	struct vfs_directory *directory = context;
+	bool listed = false;
+	for (uint64_t i = 0; i < names_count(directory) && !listed; i++)
+		listed = strcmp(names_at(directory, i), branch) == 0;
+	return listed ? 0 : names_add(directory, branch);
+}
+
+static int names_root(struct vfs *vfs, struct vfs_directory *directory, struct message *message)
+{
+	int result = ref_list(vfs->lake->store, REF_BRANCH, false, add_branch, directory, message);
+	return result < 0 ? result : worktrees_kept(vfs->lake->worktrees, add_orphan, directory);
+}
+
 static int names_fixed(struct vfs *vfs, struct vfs_directory *directory, struct message *message)
 {
 	directory->complete = true;
 	if (directory->node->kind == NODE_ROOT)
-		return ref_list(vfs->lake->store, REF_BRANCH, false, add_branch, directory,
-		                message);
+		return names_root(vfs, directory, message);
 	int result = names_add(directory, "metrics");
 	return result < 0 ? result : names_add(directory, "status");
 }
 
 /* -- handles -- */
+
+/* May the kernel keep the listing, and share it between handles? Offsets count the names that one
+ * handle was given, and the kernel mixes what several were: among them a change would make names
+ * appear twice or not at all. So only where nothing is uncommitted. */
+static bool listing_lasts(struct vfs *vfs, struct node *node)
+{
+	struct binding binding;
+	if (!node->scope)
+		return false;
+	return !node->scope->worktree ||
+	       (node_bind(vfs, node, false, &binding, NULL) == 0 && !binding.directory.number);
+}
 
 int vfs_opendir(struct vfs *vfs, uint64_t id, struct vfs_directory **ret_directory,
                 bool *ret_lasting, struct message *message)
@@ -216,7 +243,7 @@ int vfs_opendir(struct vfs *vfs, uint64_t id, struct vfs_directory **ret_directo
 	}
 	directory->node = node;
 	pthread_mutex_init(&directory->lock, NULL);
-	*ret_lasting = node->scope != NULL;
+	*ret_lasting = listing_lasts(vfs, node);
 	*ret_directory = directory;
 	return 0;
 }

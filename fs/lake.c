@@ -14,6 +14,9 @@
 
 #define CONFIG_VERSION 1
 #define CONFIG_BYTES_MAX (64u << 10)
+#define REFRESH_MS_DEFAULT 1000
+#define REFRESH_MS_MIN 10
+#define REFRESH_MS_MAX 3600000
 #define STORE_OBJECT "lake"
 #define STORE_MAGIC "LAKE\r\n\x1a\n"
 #define STORE_VERSION 1
@@ -45,8 +48,8 @@ static int store_object_read(struct object_store *store, const char *url, char r
 	int error = object_get(store, STORE_OBJECT, 0, UINT64_MAX, &bytes, NULL, message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(message, -ERR_NO_LAKE,
-		            "there is no lake in %s; `lakectl init --store %s DIR` makes one", url,
-		            url);
+		            "there is no lake in %s; `lakectl init --store '%s' DIR` makes one",
+		            url, url);
 	if (error < 0)
 		return error;
 	if (bytes.length < 12 || memcmp(bytes.data, STORE_MAGIC, 8) != 0)
@@ -103,6 +106,19 @@ static uint64_t config_number(const cJSON *json, const char *name)
 	return cJSON_IsNumber(item) && item->valuedouble > 0 ? (uint64_t)item->valuedouble : 0;
 }
 
+/* "refresh_ms": 0 is never. */
+static int config_refresh(const cJSON *json)
+{
+	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "refresh_ms");
+	if (!cJSON_IsNumber(item) || item->valuedouble < 0)
+		return REFRESH_MS_DEFAULT;
+	if (item->valuedouble < 1)
+		return -1;
+	if (item->valuedouble < REFRESH_MS_MIN)
+		return REFRESH_MS_MIN;
+	return item->valuedouble > REFRESH_MS_MAX ? REFRESH_MS_MAX : (int)item->valuedouble;
+}
+
 static char *config_string(const cJSON *json, const char *name)
 {
 	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
@@ -128,6 +144,7 @@ static int config_parse(const char *path, const cJSON *json, struct lake_config 
 		return fail(message, -ERR_CORRUPT, "%s names no store", path);
 	ret_config->cache_bytes_max = config_number(json, "cache_bytes_max");
 	ret_config->copy_up_bytes_max = config_number(json, "copy_up_bytes_max");
+	ret_config->refresh_ms = config_refresh(json);
 	ret_config->control_group = config_string(json, "control_group");
 	return 0;
 }
@@ -221,6 +238,19 @@ static int make_lake_directory(const char *directory, char **ret_real, struct me
 	return 0;
 }
 
+/* Is the store at config->store_url fit for a lake? The URL then becomes the one to keep. */
+static int probe_store(struct object_store *store, struct lake_config *config,
+                       struct message *message)
+{
+	CLEANUP(free_pointer) char *kept = NULL;
+	int error = object_store_probe(store, config->store_url, &kept, message);
+	if (error < 0)
+		return error;
+	free(config->store_url);
+	config->store_url = steal(&kept);
+	return 0;
+}
+
 int lake_init(const char *directory, const char *url, const char *author, struct message *message)
 {
 	CLEANUP(free_pointer) char *real = NULL;
@@ -242,12 +272,14 @@ int lake_init(const char *directory, const char *url, const char *author, struct
 	hex_encode(lake_id, sizeof lake_id, config.lake_id);
 	store_object_encode(lake_id, &header);
 	error = object_store_open(config.store_url, true, &store, message);
+	if (!error)
+		error = probe_store(store, &config, message);
 	if (!error) {
 		error = object_put_if_absent(store, STORE_OBJECT, header.data, header.length, NULL,
 		                             message);
 		if (error == -ERR_EXISTS)
 			fail(message, error,
-			     "%s holds a lake already; `lakectl clone %s DIR` joins it",
+			     "%s holds a lake already; `lakectl clone '%s' DIR` joins it",
 			     config.store_url, config.store_url);
 	}
 	if (!error)
@@ -271,13 +303,14 @@ int lake_clone(const char *url, const char *directory, struct message *message)
 	if (error < 0)
 		return error;
 	error = store_object_read(store, url, config.lake_id, message);
+	config.store_url = strdup(url);
+	if (!error)
+		error = config.store_url ? probe_store(store, &config, message) : -ERR_NO_MEMORY;
 	object_store_free(store);
 	if (!error)
 		error = make_lake_directory(directory, &real, message);
-	if (error < 0)
-		return error;
-	config.store_url = strdup(url);
-	error = config.store_url ? config_write(real, &config, message) : -ERR_NO_MEMORY;
+	if (!error)
+		error = config_write(real, &config, message);
 	config_release(&config);
 	return error;
 }
@@ -369,7 +402,8 @@ static int open_local(struct lake *lake, struct message *message)
 	                                    .history = lake->history,
 	                                    .cache = lake->cache,
 	                                    .staging_directory = staging,
-	                                    .copy_up_bytes_max = lake->config.copy_up_bytes_max},
+	                                    .copy_up_bytes_max = lake->config.copy_up_bytes_max,
+	                                    .refresh_ms = lake->config.refresh_ms},
 	        &lake->worktrees, message);
 }
 

@@ -3,6 +3,9 @@
 #include "store/object.h"
 
 #include <assert.h>
+#include <stdio.h>
+
+static const char s3_scheme[] = "s3://";
 
 static bool key_character(char c)
 {
@@ -73,8 +76,45 @@ int object_store_open(const char *url, bool create, struct object_store **ret_st
 		int r = object_memory_open(ret_store);
 		return r < 0 ? fail(message, r, "memory store: %s", error_text(r)) : 0;
 	}
+	if (strncmp(url, s3_scheme, sizeof(s3_scheme) - 1) == 0)
+		return object_s3_open(url, ret_store, message);
 	return fail(message, -ERR_UNSUPPORTED,
-	            "'%s' names no known kind of object store; use file:///path or /path", url);
+	            "'%s' names no known kind of object store; use file:///path, /path or "
+	            "s3://bucket/prefix",
+	            url);
+}
+
+int object_store_probe(struct object_store *store, const char *url, char **ret_url,
+                       struct message *message)
+{
+	if (store->ops->probe != NULL)
+		return store->ops->probe(store, ret_url, message);
+	*ret_url = strdup(url);
+	return *ret_url != NULL ? 0 : fail(message, -ERR_NO_MEMORY, "out of memory");
+}
+
+int object_store_url_add(const char *url, const char *name, const char *value, char **ret_url,
+                         struct message *message)
+{
+	CLEANUP(buffer_release) struct buffer added = {0};
+	if (strncmp(url, s3_scheme, sizeof(s3_scheme) - 1) != 0)
+		return fail(message, -ERR_INVALID, "'%s' takes no %s; only s3:// URLs do", url,
+		            name);
+	buffer_append(&added, url, strlen(url));
+	buffer_u8(&added, strchr(url, '?') != NULL ? '&' : '?');
+	buffer_append(&added, name, strlen(name));
+	buffer_u8(&added, '=');
+	for (; *value != '\0'; value++) {
+		char escape[4];
+		bool plain = key_character(*value) || *value == '/' || *value == ':';
+		snprintf(escape, sizeof(escape), plain ? "%c" : "%%%02X", (unsigned char)*value);
+		buffer_append(&added, escape, strlen(escape));
+	}
+	buffer_u8(&added, 0);
+	if (buffer_check(&added) < 0)
+		return fail(message, -ERR_NO_MEMORY, "out of memory");
+	*ret_url = (char *)steal(&added.data);
+	return 0;
 }
 
 int object_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
@@ -125,6 +165,41 @@ int object_remove(struct object_store *store, const char *key, struct message *m
 	if (!object_key_valid(key))
 		return bad_key(key, message);
 	return store->ops->remove(store, key, message);
+}
+
+int object_get_if_changed(struct object_store *store, const char *key, const struct etag *known,
+                          struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	assert(known->text[0] != '\0');
+	if (store->ops->get_if_changed != NULL)
+		return store->ops->get_if_changed(store, key, known, ret_bytes, ret_etag, message);
+	size_t before = ret_bytes->length;
+	struct etag etag;
+	int error = store->ops->get(store, key, 0, UINT64_MAX, ret_bytes, &etag, message);
+	if (error < 0)
+		return error;
+	if (strcmp(etag.text, known->text) == 0) {
+		ret_bytes->length = before;
+		return 0;
+	}
+	*ret_etag = etag;
+	return 1;
+}
+
+int object_remove_many(struct object_store *store, const char *const *keys, size_t count,
+                       struct message *message)
+{
+	for (size_t i = 0; i < count; i++)
+		if (!object_key_valid(keys[i]))
+			return bad_key(keys[i], message);
+	if (store->ops->remove_many != NULL)
+		return store->ops->remove_many(store, keys, count, message);
+	int error = 0;
+	for (size_t i = 0; i < count && error == 0; i++)
+		error = store->ops->remove(store, keys[i], message);
+	return error;
 }
 
 int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total)

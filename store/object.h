@@ -10,7 +10,8 @@
  * none "." or ".."; no key may be a directory of another ("a" and "a/b": -ERR_BAD_NAME). An etag is
  * a short opaque string that changes whenever the content does; the backends here make it from the
  * content's hash, so that content which returns has its old etag again (callers that mind add a
- * nonce). Backends: object_local.c (a directory), object_memory.c (tests), S3 later.
+ * nonce). Backends: object_local.c (a directory), object_memory.c (tests), object_s3.c (S3).
+ * S3 cannot tell of a key that is a directory of another, nor how much room is left.
  * Threads: any, concurrently. All calls may block on disk or network.
  */
 #ifndef STORE_OBJECT_H
@@ -50,11 +51,14 @@ struct object_ops {
 	/* Must. Write or replace. */
 	int (*put)(struct object_store *store, const char *key, const void *bytes, size_t length,
 	           struct message *message);
-	/* Must. -ERR_EXISTS when the key exists. */
+	/* Must. -ERR_EXISTS when the key exists.
+	 * This and the next: these errors say that it was certainly not done. After any other,
+	 * -ERR_STORE_AWAY above all, it may have been done, or be done yet: read back and look for
+	 * a nonce of your own. */
 	int (*put_if_absent)(struct object_store *store, const char *key, const void *bytes,
 	                     size_t length, struct etag *ret_etag, struct message *message);
-	/* Must. -ERR_MOVED when the current etag is another, -ERR_NOT_FOUND when the key is gone.
-	 */
+	/* Must. -ERR_MOVED when the current etag is another; -ERR_NOT_FOUND when the key is gone
+	 * (some S3 engines say -ERR_MOVED for that too). */
 	int (*put_if_match)(struct object_store *store, const char *key, const void *bytes,
 	                    size_t length, const struct etag *expected, struct etag *ret_etag,
 	                    struct message *message);
@@ -68,12 +72,21 @@ struct object_ops {
 	void (*free)(struct object_store *store);
 	/* May (else NULL): free and total bytes of the place objects lie in. */
 	int (*space)(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total);
+	/* May (else done with the others): see the calls below. */
+	int (*get_if_changed)(struct object_store *store, const char *key, const struct etag *known,
+	                      struct buffer *ret_bytes, struct etag *ret_etag,
+	                      struct message *message);
+	int (*remove_many)(struct object_store *store, const char *const *keys, size_t count,
+	                   struct message *message);
+	int (*probe)(struct object_store *store, char **ret_url, struct message *message);
 };
 struct object_store {
 	const struct object_ops *ops;
 };
 
-/* Opens file:///path, a plain absolute path, or memory: (tests; every call a new, empty one).
+/* Opens file:///path, a plain absolute path, s3://bucket/prefix?NAME=VALUE... (parameters and
+ * environment: README.md, "S3"; the bucket must exist, `create` means nothing, and nothing is sent
+ * yet), or memory: (tests; every call a new, empty one).
  * `create` makes the directory and its marker; an existing store is opened, a directory with
  * other things in it refused (-ERR_NOT_EMPTY). Without `create`: -ERR_NOT_FOUND when no store is
  * there. -ERR_UNSUPPORTED for an unknown scheme. */
@@ -82,6 +95,18 @@ int object_store_open(const char *url, bool create, struct object_store **ret_st
 int object_local_open(const char *directory, bool create, struct object_store **ret_store,
                       struct message *message);
 int object_memory_open(struct object_store **ret_store);
+int object_s3_open(const char *url, struct object_store **ret_store, struct message *message);
+
+/* To be called once before a lake is made or joined: does the store keep the promises above? Tries
+ * them on objects of its own. -ERR_UNSUPPORTED with a message that names what the store lacks.
+ * *ret_url (allocated) opens this store again from any environment: with what was found out about
+ * it and all that `url` left to the environment, but for secrets. */
+int object_store_probe(struct object_store *store, const char *url, char **ret_url,
+                       struct message *message);
+/* `url` with &NAME=VALUE added, the value percent-encoded; for options like --endpoint-url.
+ * -ERR_INVALID for a URL whose kind takes none. Allocated. */
+int object_store_url_add(const char *url, const char *name, const char *value, char **ret_url,
+                         struct message *message);
 
 /* The contract's calls; they check the key and then dispatch. */
 int object_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
@@ -96,6 +121,13 @@ int object_put_if_match(struct object_store *store, const char *key, const void 
 int object_list(struct object_store *store, const char *prefix, object_list_fn *callback,
                 void *context, struct message *message);
 int object_remove(struct object_store *store, const char *key, struct message *message);
+/* 0: it still has the etag `known`; 1: it has not, its bytes were appended and *ret_etag is set. On
+ * S3 the first costs no body. -ERR_NOT_FOUND. */
+int object_get_if_changed(struct object_store *store, const char *key, const struct etag *known,
+                          struct buffer *ret_bytes, struct etag *ret_etag, struct message *message);
+/* Up to 1,000 in one request on S3. On an error some may be removed. */
+int object_remove_many(struct object_store *store, const char *const *keys, size_t count,
+                       struct message *message);
 int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total);
 void object_store_free(struct object_store *store); /* accepts NULL */
 

@@ -17,7 +17,7 @@ verdict() { # NAME OUTPUT: nothing in OUTPUT means good
 }
 
 flags="-I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -std=gnu17 -Wall -Wextra -Wno-unused-parameter"
-flags="$flags $(pkg-config --cflags fuse3 libcjson lmdb libzstd libcrypto libcurl)"
+flags="$flags $(pkg-config --cflags fuse3 libcjson lmdb libzstd libcrypto libcurl expat)"
 folders="store cache refs fs tools"
 
 headers_alone() {
@@ -44,7 +44,7 @@ homes() {
 	local rule
 	for rule in 'lmdb.h>:store/kv.c' 'curl/:store/object_s3' 'fuse_lowlevel.h>:fs/fuse_' \
 		'fuse3/:fs/fuse_' 'openssl/:store/base.c store/hash.c store/s3_sign' 'zstd.h>:store/codec.c' \
-		'cjson/:fs/command fs/control fs/lake.c tools/'; do
+		'expat.h>:store/s3_xml.c' 'cjson/:fs/command fs/control fs/lake.c store/s3_credentials.c tools/'; do
 		local what=${rule%%:*} pattern
 		pattern=$(printf '%s' "${rule#*:}" | sed 's/ /|/g')
 		grep -Hn "#include <.*$what" {store,cache,refs,fs,tools}/*.[ch] 2>/dev/null |

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is missing, from the package registries alone. Groups: build, demo, test, bench.
+# Install what is missing, from the package registries alone. Groups: build, demo, test, ceph, bench.
 # Debian packages go to the system (as root, or through sudo); Python and Node packages go below
 # build/ and touch nothing else.
 set -euo pipefail
@@ -69,7 +69,7 @@ for group in "$@"; do
 	case $group in
 	build)
 		debian gcc make pkg-config libc6-dev libfuse3-dev fuse3 liblmdb-dev libcjson-dev libzstd-dev \
-			libssl-dev libcurl4-openssl-dev uthash-dev
+			libssl-dev libcurl4-openssl-dev libexpat1-dev uthash-dev
 		;;
 	demo)
 		debian python3 python3-venv
@@ -87,6 +87,12 @@ for group in "$@"; do
 		have_python deltalake || python deltalake
 		have_python pyiceberg || python 'pyiceberg[sql-sqlite]'
 		node vega-datasets
+		;;
+	ceph) # a real S3 engine, and two that must be refused
+		debian radosgw ceph-mon ceph-osd ceph-common curl python3 python3-venv
+		command -v npm >/dev/null || debian npm
+		have_python moto.server || python 'moto[server,s3]'
+		node s3rver
 		;;
 	bench)
 		debian python3 python3-venv btrfs-progs

@@ -22,6 +22,7 @@
 
 static char root[64];
 static char store_path[96];
+static const char *s3_url; /* of a store to test, from LAKE_TEST_S3_URL */
 static struct object_store *store;
 static struct message message;
 
@@ -34,8 +35,46 @@ static struct object_store *open_local(bool create)
 	return opened;
 }
 
+/* Everything of the test before is removed, so that one bucket serves all. */
+static int gather(void *context, const struct object_info *info)
+{
+	struct buffer *keys = context;
+	buffer_append(keys, info->key, strlen(info->key) + 1);
+	return 0;
+}
+
+static int open_s3(void)
+{
+	CLEANUP(buffer_release) struct buffer names = {0};
+	CLEANUP(free_pointer) char *url = NULL;
+	CLEANUP(free_pointer) const char **keys = NULL;
+	int r = object_store_open(s3_url, true, &store, &message);
+	if (r == 0)
+		r = object_store_probe(store, s3_url, &url, &message);
+	if (r == 0)
+		r = object_list(store, "", gather, &names, &message);
+	size_t count = 0;
+	keys = calloc(names.length + 1, sizeof(*keys));
+	for (size_t at = 0; at < names.length; at += strlen(keys[count++]) + 1)
+		keys[count] = (const char *)names.data + at;
+	if (r == 0)
+		r = object_remove_many(store, keys, count, &message);
+	if (r < 0)
+		print_error("%s: %s\n", s3_url, message.text);
+	return r;
+}
+
+static bool is_s3(void **state)
+{
+	return strcmp(*state, "s3") == 0;
+}
+
 static int setup(void **state)
 {
+	if (is_s3(state)) {
+		strcpy(root, "/tmp/test_object.none");
+		return open_s3();
+	}
 	bool local = strcmp(*state, "local") == 0;
 	strcpy(root, "/tmp/test_object.XXXXXX");
 	if (mkdtemp(root) == NULL)
@@ -183,14 +222,102 @@ static void test_conditions(void **state)
 	fresh = etag_now("refs/a");
 	assert_string_equal(fresh.text, other.text);
 
-	assert_int_equal(object_put_if_match(store, "refs/gone", "3", 1, &etag, NULL, &message),
-	                 -ERR_NOT_FOUND);
+	int gone = object_put_if_match(store, "refs/gone", "3", 1, &etag, NULL, &message);
+	assert_true(gone == -ERR_NOT_FOUND || (is_s3(state) && gone == -ERR_MOVED));
 	expect("refs/gone", NULL);
 	assert_int_equal(object_remove(store, "refs/a", &message), 0);
-	assert_int_equal(object_put_if_match(store, "refs/a", "3", 1, &other, NULL, &message),
-	                 -ERR_NOT_FOUND);
+	gone = object_put_if_match(store, "refs/a", "3", 1, &other, NULL, &message);
+	assert_true(gone == -ERR_NOT_FOUND || (is_s3(state) && gone == -ERR_MOVED));
 	assert_int_equal(object_put_if_absent(store, "refs/a", "4", 1, NULL, &message), 0);
 	expect("refs/a", "4");
+}
+
+static void test_get_if_changed(void **state)
+{
+	CLEANUP(buffer_release) struct buffer got = {0};
+	struct etag etag, fresh = {"untouched"};
+	buffer_append(&got, "before", 6);
+	assert_int_equal(object_put_if_absent(store, "refs/a", "one", 3, &etag, &message), 0);
+	assert_int_equal(object_get_if_changed(store, "refs/a", &etag, &got, &fresh, &message), 0);
+	assert_int_equal(got.length, 6);
+	assert_string_equal(fresh.text, "untouched");
+	put("refs/a", "other");
+	assert_int_equal(object_get_if_changed(store, "refs/a", &etag, &got, &fresh, &message), 1);
+	assert_int_equal(got.length, 11);
+	assert_memory_equal(got.data, "beforeother", 11);
+	etag = etag_now("refs/a");
+	assert_string_equal(fresh.text, etag.text);
+	assert_int_equal(object_get_if_changed(store, "refs/b", &etag, &got, &fresh, &message),
+	                 -ERR_NOT_FOUND);
+	assert_int_equal(got.length, 11);
+}
+
+static void test_remove_many(void **state)
+{
+	static char names[1100][24];
+	const char *keys[1100];
+	for (int i = 0; i < 1100; i++) {
+		snprintf(names[i], sizeof(names[i]), "packs/%d", i);
+		keys[i] = names[i];
+		if (i % 10 == 0)
+			put(keys[i], "x");
+	}
+	put("packs/stays", "x");
+	assert_int_equal(object_remove_many(store, keys, 1100, &message), 0);
+	assert_int_equal(object_remove_many(store, keys, 0, &message), 0);
+	expect("packs/0", NULL);
+	expect("packs/1090", NULL);
+	expect("packs/stays", "x");
+	keys[1] = "../bad";
+	assert_int_equal(object_remove_many(store, keys, 2, &message), -ERR_BAD_NAME);
+}
+
+static void test_probe(void **state)
+{
+	static const char url[] = "/some/where";
+	CLEANUP(free_pointer) char *kept = NULL;
+	assert_int_equal(object_store_probe(store, is_s3(state) ? s3_url : url, &kept, &message),
+	                 0);
+	if (!is_s3(state)) {
+		assert_string_equal(kept, url);
+		return;
+	}
+	/* What is kept opens the same store, whatever the environment says by then. */
+	struct object_store *other = NULL;
+	put("a", "here");
+	const char *region = getenv("AWS_REGION");
+	setenv("AWS_REGION", "elsewhere", 1);
+	assert_int_equal(object_store_open(kept, false, &other, &message), 0);
+	CLEANUP(buffer_release) struct buffer got = {0};
+	assert_int_equal(object_get(other, "a", 0, UINT64_MAX, &got, NULL, &message), 0);
+	assert_memory_equal(got.data, "here", 4);
+	object_store_free(other);
+	if (region != NULL)
+		setenv("AWS_REGION", region, 1);
+	else
+		unsetenv("AWS_REGION");
+}
+
+/* Larger than a single put takes, and not a multiple of anything. */
+static void test_large(void **state)
+{
+	size_t length = ((size_t)70 << 20) + 12345;
+	uint8_t *bytes = malloc(length);
+	for (size_t i = 0; i < length; i++)
+		bytes[i] = (uint8_t)(i * 2654435761u >> 13);
+	if (object_put(store, "packs/large", bytes, length, &message) < 0)
+		fail_msg("%s", message.text);
+	CLEANUP(buffer_release) struct buffer got = {0};
+	assert_int_equal(object_get(store, "packs/large", 0, UINT64_MAX, &got, NULL, &message), 0);
+	assert_int_equal(got.length, length);
+	assert_memory_equal(got.data, bytes, length);
+	buffer_clear(&got);
+	size_t offset = ((size_t)32 << 20) - 100;
+	assert_int_equal(object_get(store, "packs/large", offset, 300, &got, NULL, &message), 0);
+	assert_int_equal(got.length, 300);
+	assert_memory_equal(got.data, bytes + offset, 300);
+	free(bytes);
+	assert_int_equal(object_remove(store, "packs/large", &message), 0);
 }
 
 static void test_bad_keys(void **state)
@@ -223,6 +350,8 @@ static void test_bad_keys(void **state)
 	put("..a/.b/c..", "dots");
 	expect(long_key, "long");
 	expect("..a/.b/c..", "dots");
+	if (is_s3(state))
+		return;
 	/* A key that is a directory of another. */
 	put("d/e", "x");
 	assert_int_equal(object_put(store, "d", "x", 1, &message), -ERR_BAD_NAME);
@@ -315,54 +444,86 @@ static void test_list_many(void **state)
 	assert_int_equal(keys.count, 3000);
 }
 
-/* Threads add up one number by compare-and-swap, and create keys once only. */
+/* Threads add up one number by compare-and-swap, and create keys once only. Each body holds the
+ * nonces of all moves so far: an answer that leaves it open is settled by reading back, as refs do.
+ */
 struct racer {
 	unsigned wins;
 	unsigned created;
+	unsigned number;
+	unsigned doubts;
 	struct object_store *store;
 };
 #define RACERS 4
 #define RACE_ROUNDS 60
+#define NONCE_MAX 24
 
-static void race_add(struct racer *racer)
+static bool body_has(struct object_store *raced, const char *key, const char *nonce)
 {
-	for (;;) {
-		CLEANUP(buffer_release) struct buffer got = {0};
-		struct etag etag;
-		char text[32];
-		if (object_get(racer->store, "refs/n", 0, UINT64_MAX, &got, &etag, NULL) < 0)
-			return;
-		buffer_u8(&got, 0);
-		int length = snprintf(text, sizeof(text), "%d", atoi((const char *)got.data) + 1);
-		int r = object_put_if_match(racer->store, "refs/n", text, (size_t)length, &etag,
-		                            NULL, NULL);
-		if (r == 0)
-			racer->wins++;
-		if (r != -ERR_MOVED)
-			return;
+	CLEANUP(buffer_release) struct buffer got = {0};
+	if (object_get(raced, key, 0, UINT64_MAX, &got, NULL, NULL) < 0)
+		return false;
+	buffer_u8(&got, 0);
+	return strstr((const char *)got.data, nonce) != NULL;
+}
+
+/* One move: 1 done, 0 lost, negative: failed. */
+static int race_move(struct racer *racer, unsigned round)
+{
+	CLEANUP(buffer_release) struct buffer got = {0};
+	struct etag etag;
+	char nonce[NONCE_MAX], number[16];
+	int r = object_get(racer->store, "refs/n", 0, UINT64_MAX, &got, &etag, NULL);
+	if (r < 0)
+		return r;
+	buffer_u8(&got, 0);
+	snprintf(nonce, sizeof(nonce), "<%u.%u>", racer->number, round);
+	int length = snprintf(number, sizeof(number), "%5d", atoi((const char *)got.data) + 1);
+	memcpy(got.data, number, (size_t)length);
+	got.length--;
+	buffer_append(&got, nonce, strlen(nonce));
+	r = object_put_if_match(racer->store, "refs/n", got.data, got.length, &etag, NULL, NULL);
+	if (r == -ERR_STORE_AWAY) {
+		racer->doubts++;
+		return body_has(racer->store, "refs/n", nonce);
 	}
+	return r == 0 ? 1 : r == -ERR_MOVED ? 0 : r;
 }
 
 static void *race(void *argument)
 {
 	struct racer *racer = argument;
-	for (int i = 0; i < RACE_ROUNDS; i++) {
-		char key[32];
-		race_add(racer);
-		snprintf(key, sizeof(key), "once/%d", i);
-		if (object_put_if_absent(racer->store, key, "x", 1, NULL, NULL) == 0)
+	for (unsigned i = 0; i < RACE_ROUNDS; i++) {
+		char key[32], nonce[NONCE_MAX];
+		int r;
+		while ((r = race_move(racer, i)) == 0)
+			;
+		racer->wins += r > 0;
+		snprintf(key, sizeof(key), "once/%u", i);
+		snprintf(nonce, sizeof(nonce), "<%u>", racer->number);
+		r = object_put_if_absent(racer->store, key, nonce, strlen(nonce), NULL, NULL);
+		if (r == 0 || (r == -ERR_STORE_AWAY && body_has(racer->store, key, nonce)))
 			racer->created++;
 	}
 	return NULL;
 }
 
+static void expect_number(int wanted)
+{
+	CLEANUP(buffer_release) struct buffer got = {0};
+	assert_int_equal(object_get(store, "refs/n", 0, UINT64_MAX, &got, NULL, &message), 0);
+	buffer_u8(&got, 0);
+	assert_int_equal(atoi((const char *)got.data), wanted);
+}
+
 static void test_races(void **state)
 {
-	put("refs/n", "0");
+	put("refs/n", "    0");
 	struct racer racers[RACERS] = {0};
 	pthread_t threads[RACERS];
 	for (int i = 0; i < RACERS; i++) {
 		racers[i].store = store;
+		racers[i].number = (unsigned)i;
 		assert_int_equal(pthread_create(&threads[i], NULL, race, &racers[i]), 0);
 	}
 	unsigned created = 0;
@@ -372,9 +533,7 @@ static void test_races(void **state)
 		created += racers[i].created;
 	}
 	assert_int_equal(created, RACE_ROUNDS);
-	char text[32];
-	snprintf(text, sizeof(text), "%d", RACERS * RACE_ROUNDS);
-	expect("refs/n", text);
+	expect_number(RACERS * RACE_ROUNDS);
 }
 
 /* A reader beside a writer sees one content whole or the other. */
@@ -415,8 +574,10 @@ static void test_whole(void **state)
 static void test_open_urls(void **state)
 {
 	struct object_store *other = NULL;
-	assert_int_equal(object_store_open("s3://bucket/x", true, &other, &message),
-	                 -ERR_UNSUPPORTED);
+	assert_int_equal(object_store_open("gopher://x", true, &other, &message), -ERR_UNSUPPORTED);
+	assert_int_equal(object_store_open("s3://", true, &other, &message), -ERR_INVALID);
+	assert_int_equal(object_store_open("s3://b/x?colour=red", true, &other, &message),
+	                 -ERR_INVALID);
 	assert_int_equal(object_store_open("relative", true, &other, &message), -ERR_UNSUPPORTED);
 	assert_int_equal(object_store_open("file://host/x", true, &other, &message), -ERR_INVALID);
 	assert_null(other);
@@ -568,12 +729,12 @@ static void test_local_temporaries(void **state)
 /* Processes, not threads: the lock and link must hold between them. */
 static void test_local_processes(void **state)
 {
-	put("refs/n", "0");
+	put("refs/n", "    0");
 	pid_t children[3];
 	for (int i = 0; i < 3; i++) {
 		children[i] = fork();
 		if (children[i] == 0) {
-			struct racer racer = {.store = open_local(false)};
+			struct racer racer = {.store = open_local(false), .number = (unsigned)i};
 			race(&racer);
 			object_store_free(racer.store);
 			_exit(racer.wins == RACE_ROUNDS ? (int)racer.created : 255);
@@ -587,9 +748,7 @@ static void test_local_processes(void **state)
 		created += WEXITSTATUS(status);
 	}
 	assert_int_equal(created, RACE_ROUNDS);
-	char text[32];
-	snprintf(text, sizeof(text), "%d", 3 * RACE_ROUNDS);
-	expect("refs/n", text);
+	expect_number(3 * RACE_ROUNDS);
 	assert_int_equal(files_in("~tmp"), 0);
 }
 
@@ -773,8 +932,27 @@ static void test_local_every_call_fails(void **state)
 	}
 #define BOTH(test) ON(test, "memory"), ON(test, "local")
 
+/* The contract's suite alone, on the store that LAKE_TEST_S3_URL names: all below its prefix is
+ * removed. */
+static int run_s3(void)
+{
+	const struct CMUnitTest tests[] = {
+	        ON(test_put_get, "s3"),        ON(test_ranges, "s3"),
+	        ON(test_packs_replaced, "s3"), ON(test_conditions, "s3"),
+	        ON(test_bad_keys, "s3"),       ON(test_list, "s3"),
+	        ON(test_list_many, "s3"),      ON(test_races, "s3"),
+	        ON(test_whole, "s3"),          ON(test_get_if_changed, "s3"),
+	        ON(test_remove_many, "s3"),    ON(test_probe, "s3"),
+	        ON(test_large, "s3"),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
 int main(void)
 {
+	s3_url = getenv("LAKE_TEST_S3_URL");
+	if (s3_url != NULL)
+		return run_s3();
 	const struct CMUnitTest tests[] = {
 	        BOTH(test_put_get),
 	        BOTH(test_ranges),
@@ -785,6 +963,9 @@ int main(void)
 	        BOTH(test_list_many),
 	        BOTH(test_races),
 	        BOTH(test_whole),
+	        BOTH(test_get_if_changed),
+	        BOTH(test_remove_many),
+	        BOTH(test_probe),
 	        BOTH(test_open_urls),
 	        ON(test_local_opening, "local"),
 	        ON(test_local_away, "local"),

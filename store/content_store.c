@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "store/content_list.h"
+#include "store/chunk_queue.h"
 
 #define WINDOW_BYTES (4u << 20)
 /* A piece is found by looking at most so far ahead: the longest chunk, and the unit it ends in. */
@@ -42,6 +42,7 @@ struct editor {
 	uint64_t
 	        units_checked; /* units of the current region that start before this are not zero */
 	struct list_builder builder;
+	struct chunk_queue *queue; /* what is not in the builder yet */
 };
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -288,24 +289,18 @@ static int chunk_end(struct editor *editor, uint64_t start, uint64_t *ret_end)
 /* Make the piece that begins at `start` from the new bytes. */
 static int make_piece(struct editor *editor, uint64_t start, uint64_t *ret_end)
 {
-	struct list_entry entry = {0};
+	const uint8_t *bytes = NULL;
 	uint64_t end = start;
 	int error = 0;
 
 	if (start % HOLE_UNIT == 0)
 		error = hole_end(editor, start, &end);
-	entry.hole = end > start;
-	if (!error && !entry.hole)
+	if (!error && end == start) {
 		error = chunk_end(editor, start, &end);
-	if (error)
-		return error;
-	entry.length = end - start;
-	if (!entry.hole)
-		error = packer_add_chunk(
-		        editor->packer, editor->window + (start - editor->window_start),
-		        (size_t)entry.length, &entry.pointer, NULL, editor->message);
+		bytes = editor->window + (start - editor->window_start);
+	}
 	if (!error)
-		error = list_builder_add(&editor->builder, 0, &entry, editor->message);
+		error = chunk_queue_add(editor->queue, bytes, end - start, editor->message);
 	*ret_end = end;
 	return error;
 }
@@ -333,6 +328,8 @@ static int keep_base(struct editor *editor, uint64_t start, uint64_t *ret_end)
 	if (start >= editor->base_end || !is_clean(editor, start, start + 1))
 		return 0;
 	error = list_cursor_approach(&editor->base, start, editor->message);
+	if (!error)
+		error = chunk_queue_drain(editor->queue, editor->message);
 	while (!error) {
 		const struct list_frame *frame = list_cursor_frame(&editor->base);
 		const struct list_entry *entry = list_frame_entry(frame);
@@ -368,6 +365,7 @@ static int report(struct editor *editor, uint64_t done)
 
 static void editor_release(struct editor *editor)
 {
+	chunk_queue_free(editor->queue);
 	free(editor->window);
 	list_cursor_release(&editor->base);
 	list_cursor_release(&editor->around);
@@ -388,6 +386,8 @@ static int edit(struct editor *editor, struct content *ret_content)
 	if (!editor->window)
 		return fail(editor->message, -ERR_NO_MEMORY, "a window of %zu bytes",
 		            editor->window_capacity);
+	if (chunk_queue_new(editor->packer, &editor->builder, &editor->queue))
+		return fail(editor->message, -ERR_NO_MEMORY, "a queue of chunks");
 	for (uint64_t at = 0, end; !error && at < editor->size; at = end) {
 		error = keep_base(editor, at, &end);
 		if (!error && end == at)
@@ -395,6 +395,8 @@ static int edit(struct editor *editor, struct content *ret_content)
 		if (!error)
 			error = report(editor, end);
 	}
+	if (!error)
+		error = chunk_queue_drain(editor->queue, editor->message);
 	if (!error)
 		error = list_builder_finish(&editor->builder, &content, editor->message);
 	if (!error)

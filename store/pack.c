@@ -13,20 +13,24 @@ static const char trailer_magic[8] = "LAKEPEND";
 
 /* -- building -- */
 
-/* The memory of one pack is kept for the next: new pages cost about as much as hashing them. The
- * kernel may take its pages back while it waits (MADV_FREE). */
-static _Atomic(uint8_t *) spare;
+/* The memory of a few packs is kept for the next while a packer lives: new pages cost about as much
+ * as hashing them. The kernel may take its pages back while it waits (MADV_FREE). */
+#define SPARES_MAX 3
 #define SPARE_FREE_BYTES (1u << 20) /* fewer are not worth the call */
+static _Atomic(uint8_t *) spares[SPARES_MAX];
 
 /* Address space only: pages come as they are filled, so a tiny pack stays tiny, and the bytes
  * never move under a reader. */
 static uint8_t *data_new(void)
 {
-	uint8_t *data = atomic_exchange(&spare, NULL);
 	void *mapped;
 
-	if (data)
-		return data;
+	for (size_t i = 0; i < SPARES_MAX; i++) {
+		uint8_t *data = atomic_exchange(&spares[i], NULL);
+
+		if (data)
+			return data;
+	}
 	mapped = mmap(NULL, PACK_TARGET_BYTES, PROT_READ | PROT_WRITE,
 	              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return mapped == MAP_FAILED ? NULL : mapped;
@@ -34,11 +38,24 @@ static uint8_t *data_new(void)
 
 static void data_free(uint8_t *data, size_t used)
 {
+	if (!data)
+		return;
 	if (used > SPARE_FREE_BYTES)
 		madvise(data, used, MADV_FREE);
-	data = atomic_exchange(&spare, data);
+	for (size_t i = 0; data && i < SPARES_MAX; i++)
+		data = atomic_exchange(&spares[i], data);
 	if (data)
 		munmap(data, PACK_TARGET_BYTES);
+}
+
+void pack_trim_spares(void)
+{
+	for (size_t i = 0; i < SPARES_MAX; i++) {
+		uint8_t *data = atomic_exchange(&spares[i], NULL);
+
+		if (data)
+			munmap(data, PACK_TARGET_BYTES);
+	}
 }
 
 int pack_new(struct pack **ret_pack)
@@ -74,8 +91,9 @@ void pack_unref(struct pack *pack)
 
 bool pack_fits(const struct pack *pack, size_t stored)
 {
-	return pack->length + stored + (pack->count + 1) * PACK_ENTRY_BYTES + PACK_TRAILER_BYTES <=
-	       PACK_TARGET_BYTES;
+	return pack->count < PACK_RECORDS_MAX &&
+	       pack->length + stored + (pack->count + 1) * PACK_ENTRY_BYTES + PACK_TRAILER_BYTES <=
+	               PACK_TARGET_BYTES;
 }
 
 int pack_append(struct pack *pack, const struct id *id, enum record_kind kind,

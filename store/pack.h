@@ -21,6 +21,8 @@
 #define PACK_HEADER_BYTES 32
 #define PACK_ENTRY_BYTES 60
 #define PACK_TRAILER_BYTES 56
+/* What a packer remembers of a record while its pack is in memory is more than a tiny record. */
+#define PACK_RECORDS_MAX (128u << 10)
 #define PACK_KEY_BYTES (6 + 2 * PACK_ID_BYTES) /* "packs/" and hex digits */
 #define CHECK_BYTES 8
 #define SEAL_BYTES 16
@@ -81,6 +83,7 @@ struct pack {
 };
 int pack_new(struct pack **ret_pack);
 void pack_unref(struct pack *pack); /* accepts NULL */
+void pack_trim_spares(void);        /* give back the memory kept for the next packs */
 bool pack_fits(const struct pack *pack, size_t stored);
 /* The pack must have room (pack_fits). -ERR_NO_MEMORY changes nothing. */
 int pack_append(struct pack *pack, const struct id *id, enum record_kind kind,

@@ -5,6 +5,10 @@
  * reads trees only. A small commit is one pack: while a packer holds less than JOINT_BYTES of
  * content, its tree pack takes the content too.
  *
+ * A pack that fills is put by a thread of the packer's own while others go on adding. What it
+ * cannot put it leaves: the failure is told to whoever tries next, an add that needs room or the
+ * flush.
+ *
  * Invariants: (1) a tree pack is put only when every pack sealed before it is durable, and sealing
  *             a tree pack seals the content pack first: whoever sees a tree can read all below;
  *             (2) at most PACKS_QUEUED_MAX sealed packs are in memory: an add that would make one
@@ -18,17 +22,21 @@
 #define JOINT_BYTES (1u << 20)
 #define PACKS_PUTTING_MAX 2
 #define PACKS_QUEUED_MAX 3
+#define KNOWN_SLOTS_MIN 64
 
-/* A record this packer has added. With an index only while its pack is not yet durable.
- * The kind is part of the key: a file may well hold the bytes that a list's id is made of. */
-struct known_key {
-	struct id id;
-	uint8_t kind;
+/*
+ * The records this packer has added, by id and kind (a file may well hold the bytes that a list's
+ * id is made of): open addressing over the packs' own entries, so that a record costs a slot. With
+ * an index only those whose pack is not yet durable.
+ */
+struct known_slot {
+	struct pack *pack; /* NULL: free */
+	uint32_t index;    /* of its entries */
 };
 struct known {
-	struct known_key key;
-	struct place place;
-	UT_hash_handle hh;
+	struct known_slot *slots;
+	size_t capacity; /* a power of two, at least twice the count; or 0 */
+	size_t count;
 };
 
 struct packer {
@@ -36,14 +44,21 @@ struct packer {
 	/* Guards all below. Taken before the odb's lock; never held across store or index I/O. */
 	pthread_mutex_t lock;
 	pthread_cond_t put_ended;
-	struct known *known;
+	pthread_cond_t put_wanted;
+	struct known known;
 	struct pack *content; /* being filled; NULL: none yet */
 	struct pack *tree;
-	struct pack *queue; /* sealed, oldest first */
+	struct pack *queue;    /* sealed, oldest first */
+	struct pack *remember; /* durable, without an index: for their entries alone */
 	unsigned queued;
 	unsigned putting;
 	bool content_apart; /* since the last flush content has had a pack of its own */
 	struct packer_stats stats;
+
+	pthread_t putter; /* puts packs that filled; started with the first of them */
+	bool putter_runs;
+	bool putter_due; /* a pack was sealed since it last looked */
+	bool closing;
 };
 
 int packer_new(struct odb *odb, struct packer **ret_packer)
@@ -56,6 +71,7 @@ int packer_new(struct odb *odb, struct packer **ret_packer)
 	odb_refresh_condemned(odb);
 	pthread_mutex_init(&packer->lock, NULL);
 	pthread_cond_init(&packer->put_ended, NULL);
+	pthread_cond_init(&packer->put_wanted, NULL);
 	*ret_packer = packer;
 	return 0;
 }
@@ -68,51 +84,152 @@ static void forget_pack(struct packer *packer, struct pack *pack)
 	pack_unref(pack);
 }
 
+static void putter_stop(struct packer *packer)
+{
+	if (!packer->putter_runs)
+		return;
+	pthread_mutex_lock(&packer->lock);
+	packer->closing = true;
+	pthread_cond_signal(&packer->put_wanted);
+	pthread_mutex_unlock(&packer->lock);
+	pthread_join(packer->putter, NULL);
+}
+
 void packer_free(struct packer *packer)
 {
-	struct known *known, *next_known;
 	struct pack *pack, *next_pack;
 
 	if (!packer)
 		return;
+	putter_stop(packer);
 	DL_FOREACH_SAFE(packer->queue, pack, next_pack)
 	{
 		DL_DELETE(packer->queue, pack);
 		forget_pack(packer, pack);
 	}
+	DL_FOREACH_SAFE(packer->remember, pack, next_pack)
+	{
+		DL_DELETE(packer->remember, pack);
+		pack_unref(pack);
+	}
 	forget_pack(packer, packer->content);
 	forget_pack(packer, packer->tree);
-	HASH_ITER (hh, packer->known, known, next_known) {
-		HASH_DEL(packer->known, known);
-		free(known);
-	}
+	pack_trim_spares();
+	free(packer->known.slots);
+	pthread_cond_destroy(&packer->put_wanted);
 	pthread_cond_destroy(&packer->put_ended);
 	pthread_mutex_destroy(&packer->lock);
 	free(packer);
 }
 
-static struct known *known_of(struct packer *packer, const struct id *id, enum record_kind kind)
-{
-	struct known_key key = {.id = *id, .kind = (uint8_t)kind};
-	struct known *known;
+/* -- known records -- */
 
-	HASH_FIND(hh, packer->known, &key, sizeof(key), known);
-	return known;
+static const struct pack_entry *known_entry(const struct known_slot *slot)
+{
+	return &slot->pack->entries[slot->index].entry;
+}
+
+/* Where the search for a record begins: ids are random numbers. */
+static size_t known_home(const struct known *known, const struct id *id)
+{
+	return load_u64(id->bytes) & (known->capacity - 1);
+}
+
+/* The record's slot, or the free one where it would be. There is always a free one. */
+static struct known_slot *known_slot(const struct known *known, const struct id *id,
+                                     enum record_kind kind)
+{
+	size_t at = known_home(known, id);
+
+	for (;; at = (at + 1) & (known->capacity - 1)) {
+		struct known_slot *slot = &known->slots[at];
+
+		if (!slot->pack)
+			return slot;
+		if (known_entry(slot)->kind == kind && id_equal(&known_entry(slot)->id, id))
+			return slot;
+	}
+}
+
+static int known_reserve(struct known *known)
+{
+	struct known larger = {.capacity = known->capacity * 2};
+
+	if (known->count * 2 < known->capacity)
+		return 0;
+	if (!larger.capacity)
+		larger.capacity = KNOWN_SLOTS_MIN;
+	larger.slots = calloc(larger.capacity, sizeof(*larger.slots));
+	if (!larger.slots)
+		return -ERR_NO_MEMORY;
+	larger.count = known->count;
+	for (size_t i = 0; i < known->capacity; i++) {
+		const struct known_slot *slot = &known->slots[i];
+		const struct pack_entry *entry = slot->pack ? known_entry(slot) : NULL;
+
+		if (entry)
+			*known_slot(&larger, &entry->id, entry->kind) = *slot;
+	}
+	free(known->slots);
+	*known = larger;
+	return 0;
+}
+
+/* Free a slot, moving back what had to pass it. */
+static void known_remove(struct known *known, struct known_slot *slot)
+{
+	size_t mask = known->capacity - 1, hole = (size_t)(slot - known->slots);
+
+	for (size_t at = (hole + 1) & mask; known->slots[at].pack; at = (at + 1) & mask) {
+		size_t home = known_home(known, &known_entry(&known->slots[at])->id);
+
+		if (((at - home) & mask) >= ((at - hole) & mask)) {
+			known->slots[hole] = known->slots[at];
+			hole = at;
+		}
+	}
+	known->slots[hole].pack = NULL;
+	known->count--;
+}
+
+static void known_drop(struct known *known, const struct pack *pack)
+{
+	for (size_t i = 0; i < pack->count; i++) {
+		const struct pack_entry *entry = &pack->entries[i].entry;
+		struct known_slot *slot = known_slot(known, &entry->id, entry->kind);
+
+		if (slot->pack == pack)
+			known_remove(known, slot);
+	}
 }
 
 /* -- putting packs -- */
 
-static void known_drop(struct packer *packer, const struct pack *pack)
+/* Part with a durable pack. Without an index its records stay known: another pack without data
+ * takes over its entries (readers may hold the pack, but know nothing of those). */
+static void known_keep(struct packer *packer, struct pack *pack)
 {
-	struct known *known;
+	struct known *known = &packer->known;
+	struct pack *entries = calloc(1, sizeof(*entries));
 
-	for (size_t i = 0; i < pack->count; i++) {
-		known = known_of(packer, &pack->entries[i].entry.id, pack->entries[i].entry.kind);
-		if (!known || memcmp(known->place.pack, pack->id, PACK_ID_BYTES) != 0)
-			continue;
-		HASH_DEL(packer->known, known);
-		free(known);
+	if (!entries) { /* then with the data */
+		DL_APPEND(packer->remember, pack);
+		return;
 	}
+	atomic_init(&entries->references, 1);
+	entries->entries = pack->entries;
+	entries->count = pack->count;
+	for (size_t i = 0; i < pack->count; i++) {
+		const struct pack_entry *entry = &pack->entries[i].entry;
+		struct known_slot *slot = known_slot(known, &entry->id, entry->kind);
+
+		if (slot->pack == pack)
+			slot->pack = entries;
+	}
+	pack->entries = NULL;
+	pack->count = 0;
+	DL_APPEND(packer->remember, entries);
+	pack_unref(pack);
 }
 
 static struct pack *next_to_put(struct packer *packer)
@@ -165,12 +282,34 @@ static int put_one(struct packer *packer, struct message *message)
 	}
 	packer->stats.packs_put++;
 	packer->stats.bytes_stored += pack->length;
-	if (odb_index(packer->odb))
-		known_drop(packer, pack);
 	DL_DELETE(packer->queue, pack);
 	packer->queued--;
-	pack_unref(pack);
+	if (odb_index(packer->odb)) {
+		known_drop(&packer->known, pack);
+		pack_unref(pack);
+	} else {
+		known_keep(packer, pack);
+	}
 	return 0;
+}
+
+/* Puts what fills. After a failure it waits for the next pack to fill. */
+static void *putter_run(void *argument)
+{
+	struct packer *packer = argument;
+
+	pthread_mutex_lock(&packer->lock);
+	while (!packer->closing) {
+		if (!packer->putter_due) {
+			pthread_cond_wait(&packer->put_wanted, &packer->lock);
+			continue;
+		}
+		packer->putter_due = false;
+		while (!packer->closing && next_to_put(packer) && !put_one(packer, NULL))
+			;
+	}
+	pthread_mutex_unlock(&packer->lock);
+	return NULL;
 }
 
 static void seal_one(struct packer *packer, struct pack **slot)
@@ -182,6 +321,16 @@ static void seal_one(struct packer *packer, struct pack **slot)
 	pack->state = PACK_SEALED;
 	DL_APPEND(packer->queue, pack);
 	packer->queued++;
+	packer->putter_due = true;
+	pthread_cond_signal(&packer->put_wanted);
+}
+
+/* Without a thread the packs are put when room is needed, and by the flush. */
+static void putter_start(struct packer *packer)
+{
+	if (!packer->putter_runs)
+		packer->putter_runs =
+		        pthread_create(&packer->putter, NULL, putter_run, packer) == 0;
 }
 
 int packer_flush(struct packer *packer, struct message *message)
@@ -200,31 +349,49 @@ int packer_flush(struct packer *packer, struct message *message)
 
 /* -- adding records -- */
 
-/* The slot of the pack that takes a record; empty when a new pack is due. */
-static struct pack **slot_for(struct packer *packer, enum record_kind kind, size_t stored)
+/* The slot of the pack that takes a record. */
+static struct pack **slot_choose(struct packer *packer, enum record_kind kind, size_t stored)
 {
-	struct pack **slot = &packer->content;
-
 	if (kind == RECORD_NODE || kind == RECORD_COMMIT) {
 		if (!packer->tree && packer->content && !packer->content_apart &&
 		    packer->content->content_bytes <= JOINT_BYTES) {
 			packer->tree = steal(&packer->content);
 			packer->tree->tree = true;
 		}
-		slot = &packer->tree;
-	} else if (packer->tree && !packer->content && !packer->content_apart &&
-	           packer->tree->content_bytes + stored <= JOINT_BYTES) {
-		slot = &packer->tree;
-	} else if (packer->tree) {
-		packer->content_apart = true;
+		return &packer->tree;
 	}
-	if (*slot && !pack_fits(*slot, stored)) {
+	if (packer->tree && !packer->content && !packer->content_apart &&
+	    packer->tree->content_bytes + stored <= JOINT_BYTES)
+		return &packer->tree;
+	if (packer->tree)
+		packer->content_apart = true;
+	return &packer->content;
+}
+
+/* The slot for a record, with a pack that has room or empty; full packs are sealed. Gives up the
+ * lock to put one where the queue is full, and fails with what the store says. */
+static int slot_for(struct packer *packer, enum record_kind kind, size_t stored,
+                    struct pack ***ret_slot, struct message *message)
+{
+	struct pack **slot = slot_choose(packer, kind, stored);
+
+	while (*slot && !pack_fits(*slot, stored)) {
+		if (packer->queued > PACKS_QUEUED_MAX - 2u) { /* sealing may add two */
+			int error = put_one(packer, message);
+
+			if (error)
+				return error;
+			slot = slot_choose(packer, kind, stored);
+			continue;
+		}
 		packer->content_apart |= packer->content != NULL;
 		seal_one(packer, &packer->content);
 		if (slot == &packer->tree)
 			seal_one(packer, &packer->tree);
+		putter_start(packer);
 	}
-	return slot;
+	*ret_slot = slot;
+	return 0;
 }
 
 static int slot_fill(struct packer *packer, struct pack **slot)
@@ -244,61 +411,40 @@ static int slot_fill(struct packer *packer, struct pack **slot)
 	return 0;
 }
 
-/* Append under the lock; the record is in `known` or nowhere. */
-static int append(struct packer *packer, const struct id *id, enum record_kind kind,
-                  const struct encoded *encoded, const uint8_t seal[CHECK_BYTES],
-                  struct place *ret_place)
+/* Append under the lock; the record is known then, or nowhere. */
+static int append(struct packer *packer, struct pack **slot, const struct id *id,
+                  enum record_kind kind, const struct encoded *encoded,
+                  const uint8_t seal[CHECK_BYTES], struct place *ret_place)
 {
-	struct pack **slot = slot_for(packer, kind, encoded->stored);
-	struct known *known;
-	int error;
+	int error = *slot ? 0 : slot_fill(packer, slot);
 
-	if (!*slot) {
-		error = slot_fill(packer, slot);
-		if (error)
-			return error;
-	}
-	known = calloc(1, sizeof(*known));
-	if (!known)
-		return -ERR_NO_MEMORY;
-	known->key = (struct known_key){.id = *id, .kind = (uint8_t)kind};
-	HASH_ADD(hh, packer->known, key, sizeof(known->key), known);
-	if (!known->hh.tbl) {
-		free(known);
-		return -ERR_NO_MEMORY;
-	}
-	error = pack_append(*slot, id, kind, encoded, seal, &known->place);
-	if (error) {
-		HASH_DEL(packer->known, known);
-		free(known);
+	if (!error)
+		error = known_reserve(&packer->known);
+	if (!error)
+		error = pack_append(*slot, id, kind, encoded, seal, ret_place);
+	if (error)
 		return error;
-	}
+	*known_slot(&packer->known, id, kind) =
+	        (struct known_slot){*slot, (uint32_t)((*slot)->count - 1)};
+	packer->known.count++;
 	if (kind == RECORD_CHUNK || kind == RECORD_LIST)
 		(*slot)->content_bytes += encoded->stored;
-	*ret_place = known->place;
 	return 0;
 }
 
 static bool known_find(struct packer *packer, const struct id *id, enum record_kind kind,
                        size_t raw, struct place *ret_place)
 {
-	struct known *known = known_of(packer, id, kind);
+	const struct known_slot *slot;
 
-	if (!known)
+	if (!packer->known.count)
+		return false;
+	slot = known_slot(&packer->known, id, kind);
+	if (!slot->pack)
 		return false;
 	packer->stats.bytes_known += raw;
-	*ret_place = known->place;
+	*ret_place = known_entry(slot)->place;
 	return true;
-}
-
-/* Room for one more sealed pack, or the error of the store that does not take them. */
-static int queue_make_room(struct packer *packer, struct message *message)
-{
-	int error = 0;
-
-	while (!error && packer->queued >= PACKS_QUEUED_MAX - 1u)
-		error = put_one(packer, message);
-	return error;
 }
 
 static bool find(struct packer *packer, const struct id *id, enum record_kind kind, size_t length,
@@ -324,6 +470,7 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
                bool *ret_new, struct message *message)
 {
 	struct encoded encoded;
+	struct pack **slot;
 	int error;
 
 	if (find(packer, id, kind, length, seal, ret_place)) {
@@ -335,13 +482,11 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
 		return fail(message, error, "encoding a record of %zu bytes", length);
 
 	pthread_mutex_lock(&packer->lock);
-	error = queue_make_room(packer, message);
+	error = slot_for(packer, kind, encoded.stored, &slot, message);
 	if (!error && known_find(packer, id, kind, length, ret_place)) {
 		*ret_new = false; /* another thread was quicker */
 	} else if (!error) {
-		unsigned queued = packer->queued;
-
-		error = append(packer, id, kind, &encoded, seal, ret_place);
+		error = append(packer, slot, id, kind, &encoded, seal, ret_place);
 		if (error) {
 			fail(message, error, "no memory for a pack");
 		} else {
@@ -349,9 +494,6 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
 			packer->stats.bytes_new += length;
 			packer->stats.content_new += kind == RECORD_CHUNK ? length : 0;
 		}
-		/* A failed put is tried again when the next pack fills, and by the flush. */
-		if (packer->queued > queued)
-			put_one(packer, NULL);
 	}
 	pthread_mutex_unlock(&packer->lock);
 	return error;

@@ -522,7 +522,8 @@ class Model:
                 return os.pread(fd, len(data), at), os.fstat(fd).st_size
             return os.fstat(fd).st_size, os.fstat(fd).st_nlink
         index = self.handles.index(handle)
-        self.log.append(f"handle {index} ({handle.path} {handle.flags:o}, inode {handle.inode}) kind {kind} {at}+{len(data)}")
+        self.log.append(f"handle {index} ({handle.path} {handle.flags:o}, inode {handle.inode}) "
+                        f"kind {kind} {at}+{len(data)}")
         mine, plain = outcome(do, handle.lake), outcome(do, handle.plain)
         assert mine == plain, f"handle {index}: {str(mine)[:200]}, wanted {str(plain)[:200]}"
 
@@ -887,7 +888,7 @@ def main():
         tests.skip("random operations", "the owners of files need root")
         tests.done()
     seed = os.environ.get("MODEL_SEED")
-    phases = int(os.environ.get("MODEL_ROUNDS", 12))
+    phases = int(os.environ.get("MODEL_ROUNDS", 40))
     modes = [os.environ["MODEL_MODE"]] if "MODEL_MODE" in os.environ else ["passthrough", "copying"]
     for mode in modes:
         chosen = int(seed) if seed else random.randrange(1 << 32)

@@ -115,6 +115,11 @@ void paths_release(struct paths *paths)
 
 /* -- replies -- */
 
+static void cJSON_cleanup(cJSON **object)
+{
+	cJSON_Delete(*object);
+}
+
 void reply_id(cJSON *object, const char *name, const struct id *id)
 {
 	char hex[ID_HEX + 1];
@@ -170,6 +175,13 @@ void reply_path(cJSON *object, const char *name, const char *path, size_t length
 	hex_encode(path, length, hex);
 	snprintf(key, sizeof key, "%s_hex", name);
 	cJSON_AddStringToObject(object, key, hex);
+}
+
+cJSON *reply_path_item(const char *path, size_t length)
+{
+	CLEANUP(cJSON_cleanup) cJSON *object = cJSON_CreateObject();
+	reply_path(object, "path", path, length);
+	return cJSON_DetachItemFromObjectCaseSensitive(object, "path");
 }
 
 cJSON *reply_commit(const struct commit *commit)
@@ -323,6 +335,32 @@ int command_worktree(struct command *command, const char *argument, struct workt
 		fail(command->message, error, "no branch '%s'; `lakectl branch` lists them",
 		     branch);
 	return error;
+}
+
+int reply_standing(struct command *command, struct worktree *worktree)
+{
+	CLEANUP(standing_release) struct standing standing = {0};
+	int error = worktree_standing(worktree, &standing);
+	if (error < 0)
+		return error;
+	if (standing.gone)
+		cJSON_AddStringToObject(command->reply, "gone",
+		                        standing.why[0] ? standing.why : "unknown");
+	if (!standing.behind)
+		return 0;
+	if (standing.behind_commits)
+		cJSON_AddNumberToObject(command->reply, "behind", (double)standing.behind_commits);
+	else
+		cJSON_AddBoolToObject(command->reply, "behind", true);
+	reply_id(command->reply, "head", &standing.head.id);
+	cJSON *collisions = cJSON_AddArrayToObject(command->reply, "collisions");
+	const char *path = standing.collisions;
+	for (size_t i = 0; i < standing.collision_count; i++) {
+		size_t length = strlen(path);
+		cJSON_AddItemToArray(collisions, reply_path_item(path, length));
+		path += length + 1;
+	}
+	return 0;
 }
 
 struct merge_side side_of(const struct commit *commit)

@@ -33,6 +33,8 @@ void paths_release(struct paths *paths);
 void reply_id(cJSON *object, const char *name, const struct id *id);
 /* "path", and "path_hex" when the bytes are not UTF-8. */
 void reply_path(cJSON *object, const char *name, const char *path, size_t length);
+/* A path alone, as an item of a list; what is not UTF-8 is replaced. */
+cJSON *reply_path_item(const char *path, size_t length);
 cJSON *reply_commit(const struct commit *commit);
 cJSON *reply_change(const struct change *change);
 cJSON *reply_entry(const char *path, const struct tree_entry *entry);
@@ -54,12 +56,15 @@ void commit_pointer_free(struct commit **commit); /* CLEANUP */
 void worktree_cleanup(struct worktree **worktree);
 int command_commit(struct command *command, const char *argument, struct commit **ret_commit);
 int command_worktree(struct command *command, const char *argument, struct worktree **ret_worktree);
+/* "behind" and "collisions", or "gone", where they are the case. */
+int reply_standing(struct command *command, struct worktree *worktree);
 struct merge_side side_of(const struct commit *commit);
 
 /* -- the commands -- */
-command_fn command_branch, command_tag, command_reflog, command_undo, command_refresh;
+command_fn command_branch, command_tag, command_reflog, command_undo;
 command_fn command_log, command_show, command_annotate, command_diff;
 command_fn command_commit_run, command_status, command_restore, command_reset;
+command_fn command_refresh;
 command_fn command_merge, command_revert, command_cherry_pick;
 command_fn command_ls, command_du, command_cat;
 command_fn command_gc, command_fsck, command_doctor, command_stats;

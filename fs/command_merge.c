@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define ATTEMPTS_MAX 16
+#define ATTEMPTS_MS_MAX 60000
 #define CONFLICTS_SHOWN_MAX 10000
 
 static void merge_cleanup(struct packer **packer)
@@ -96,10 +96,21 @@ static int publish(struct command *command, const struct plan *plan, struct pack
 	return error;
 }
 
-static void back_off(unsigned attempt)
+/* Others moved the branch first: merging is repeated, by the clock and not by a count, for others
+ * were served meanwhile. */
+struct attempts {
+	int64_t started_ms;
+	unsigned count;
+};
+
+static bool try_again(struct attempts *attempts, int error)
 {
-	unsigned limit_ms = 10u << (attempt < 6 ? attempt : 6);
+	unsigned limit_ms = 10u << (attempts->count < 7 ? attempts->count : 7);
+	if (error != -ERR_MOVED || clock_monotonic_ms() - attempts->started_ms > ATTEMPTS_MS_MAX)
+		return false;
+	attempts->count++;
 	usleep((unsigned)(random_u64() % limit_ms) * 1000);
+	return true;
 }
 
 static int head_of(struct command *command, const char *branch, struct commit **ret_head)
@@ -271,17 +282,14 @@ int command_merge(struct command *command)
 		return error;
 	cJSON_AddStringToObject(command->reply, "target", worktree_branch(request.target));
 	note_dirty_source(command, request.source_name);
-	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+	struct attempts attempts = {.started_ms = clock_monotonic_ms()};
+	do {
 		static const char *const results[] = {"conflicts", "up_to_date", "changed",
 		                                      "changes"};
 		for (size_t i = 0; i < ARRAY_SIZE(results); i++)
 			cJSON_DeleteItemFromObjectCaseSensitive(command->reply, results[i]);
-		if (attempt)
-			back_off(attempt);
 		error = merge_once(command, &request);
-		if (error != -ERR_MOVED)
-			break;
-	}
+	} while (try_again(&attempts, error));
 	return error;
 }
 
@@ -391,14 +399,11 @@ static int apply_change(struct command *command, bool backwards)
 	        .meta = {.key = backwards ? "reverts" : "cherry-picked-from", .value = hex},
 	};
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
-	for (unsigned attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+	struct attempts attempts = {.started_ms = clock_monotonic_ms()};
+	do {
 		cJSON_DeleteItemFromObjectCaseSensitive(command->reply, "conflicts");
-		if (attempt)
-			back_off(attempt);
 		error = apply_once(command, &application);
-		if (error != -ERR_MOVED)
-			break;
-	}
+	} while (try_again(&attempts, error));
 	return error;
 }
 

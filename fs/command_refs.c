@@ -1,5 +1,5 @@
 /*
- * command_refs — branch, tag, reflog, undo, refresh.
+ * command_refs — branch, tag, reflog, undo.
  */
 #include "fs/command_internal.h"
 
@@ -78,9 +78,12 @@ static int delete_ref(struct command *command, enum ref_kind kind)
 		error = ref_name_check(name, command->message);
 	if (!error)
 		error = ref_read(command->lake->store, kind, name, &ref, command->message);
+	/* Deleted elsewhere, but what was uncommitted is still here? */
+	bool force = argument_flag(command, "force");
+	if (error == -ERR_NOT_FOUND && kind == REF_BRANCH && force)
+		error = ref_read_deleted(command->lake->store, kind, name, &ref, command->message);
 	if (!error && kind == REF_BRANCH)
-		error = worktree_delete_branch(command->lake->worktrees, name,
-		                               argument_flag(command, "force"), &author,
+		error = worktree_delete_branch(command->lake->worktrees, name, force, &author,
 		                               command->message);
 	else if (!error)
 		error = ref_delete(command->lake->store, kind, name, &author, command->message);
@@ -254,20 +257,4 @@ int command_undo(struct command *command)
 	if (error == -ERR_NOT_FOUND)
 		return undo_delete(command, name);
 	return error ? error : undo_move(command, &ref);
-}
-
-int command_refresh(struct command *command)
-{
-	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
-	CLEANUP(commit_pointer_free) struct commit *base = NULL;
-	int error = command_worktree(command, "branch", &worktree);
-	if (!error)
-		error = worktree_refresh(worktree, command->message);
-	if (!error)
-		error = worktree_base(worktree, &base);
-	if (error < 0)
-		return error;
-	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
-	reply_id(command->reply, "commit", &base->self.id);
-	return 0;
 }

@@ -1,5 +1,5 @@
 /*
- * command_work — commit, status, restore, reset: what touches one working tree.
+ * command_work — commit, status, refresh, restore, reset: what touches one working tree.
  */
 #include "fs/command_internal.h"
 
@@ -115,12 +115,20 @@ int command_status(struct command *command)
 	int error = command_worktree(command, "branch", &worktree);
 	if (!error)
 		error = argument_paths(command, "paths", &paths);
+	/* Without a daemon nobody has looked; a store that is away is no reason not to tell. */
+	if (!error && !worktrees_followed(command->lake->worktrees) &&
+	    worktree_refresh(worktree, NULL) == -ERR_NOT_FOUND)
+		error = fail(command->message, -ERR_NOT_FOUND, "no branch '%s'",
+		             worktree_branch(worktree));
 	if (!error)
 		error = worktree_base(worktree, &base);
 	if (error < 0)
 		return error;
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
 	reply_id(command->reply, "base", &base->self.id);
+	error = reply_standing(command, worktree);
+	if (error < 0)
+		return error;
 	error = worktrees_open_files(command->lake->worktrees, worktree_branch(worktree), list_open,
 	                             cJSON_AddArrayToObject(command->reply, "open_for_write"));
 	if (error < 0)
@@ -129,6 +137,50 @@ int command_status(struct command *command)
 	error = worktree_changes(worktree, paths.items, paths.count, list_uncommitted, &list,
 	                         command->message);
 	list_end(&list);
+	return error;
+}
+
+/* -- refresh -- */
+
+static int count_change(void *context, const struct change *change)
+{
+	(*(uint64_t *)context)++;
+	return 0;
+}
+
+/* What came of it, from `before` to `after`. */
+static int reply_refreshed(struct command *command, const struct commit *before,
+                           const struct commit *after)
+{
+	uint64_t changed = 0;
+	reply_id(command->reply, "commit", &after->self.id);
+	if (id_equal(&before->self.id, &after->self.id))
+		return 0;
+	int error = diff_trees(command->lake->odb, &before->tree, &after->tree,
+	                       &(struct diff_options){0}, count_change, &changed, command->message);
+	reply_id(command->reply, "was", &before->self.id);
+	cJSON_AddNumberToObject(command->reply, "changed", (double)changed);
+	return error;
+}
+
+int command_refresh(struct command *command)
+{
+	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
+	CLEANUP(commit_pointer_free) struct commit *before = NULL;
+	CLEANUP(commit_pointer_free) struct commit *after = NULL;
+	int error = command_worktree(command, "branch", &worktree);
+	if (!error)
+		error = worktree_base(worktree, &before);
+	if (!error)
+		error = worktree_refresh(worktree, command->message);
+	if (!error)
+		error = worktree_base(worktree, &after);
+	if (error < 0)
+		return error;
+	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
+	error = reply_refreshed(command, before, after);
+	if (!error)
+		error = reply_standing(command, worktree);
 	return error;
 }
 

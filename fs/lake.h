@@ -19,6 +19,7 @@ struct lake_config {
 	char lake_id[33];
 	uint64_t cache_bytes_max;   /* 0: keep 10 % of the disk free */
 	uint64_t copy_up_bytes_max; /* 0: default */
+	int refresh_ms;             /* how often heads are looked at; -1: never by themselves */
 	char *control_group;        /* who may use the control socket besides owner and root */
 };
 struct lake {

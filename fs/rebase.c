@@ -33,11 +33,15 @@ struct rebase {
 	struct worktrees *trees;
 	uint64_t from, to;
 	const struct stored *stored;
-	bool whole;
+	bool whole, rehearse;
+	uint64_t compare_bytes_max;
+	size_t writers; /* inodes of the overlay that are open for writing */
 	struct state_batch batch;
 	struct linked *linked;
 	struct path path;
 	struct names *collisions;
+	void (*collided)(void *context, const char *path);
+	void *context;
 	struct message *message;
 };
 
@@ -52,7 +56,9 @@ static int flush(struct rebase *rebase, size_t above)
 {
 	if (rebase->batch.bytes.length <= above)
 		return 0;
-	int error = overlay_commit(rebase->trees, &rebase->batch, rebase->message);
+	int error = rebase->rehearse
+	                    ? 0
+	                    : overlay_commit(rebase->trees, &rebase->batch, rebase->message);
 	state_batch_release(&rebase->batch);
 	rebase->batch = (struct state_batch){0};
 	return error;
@@ -109,6 +115,8 @@ static int keep_entry(struct rebase *rebase, uint64_t directory, const struct ov
 static int collide(struct rebase *rebase)
 {
 	names_add(rebase->collisions, rebase->path.text);
+	if (rebase->collided)
+		rebase->collided(rebase->context, rebase->path.text);
 	return 0;
 }
 
@@ -222,11 +230,11 @@ static int rebase_file(struct rebase *rebase, const struct name *name, bool *kep
 	if (!open && !(name->same_entries && !rebase->stored)) {
 		/* nobody's change: what is in the new tree shows */
 		if (name->before && !(inode->staging && rebase->stored))
-			error = inode_matches(trees, inode, name->before, NULL, UINT64_MAX,
-			                      &matches, rebase->message);
+			error = inode_matches(trees, inode, name->before, NULL,
+			                      rebase->compare_bytes_max, &matches, rebase->message);
 		if (!error && !matches && name->after)
-			error = inode_matches(trees, inode, name->after, rebase->stored, UINT64_MAX,
-			                      &matches, rebase->message);
+			error = inode_matches(trees, inode, name->after, rebase->stored,
+			                      rebase->compare_bytes_max, &matches, rebase->message);
 		if (error || matches)
 			return error;
 		if (!rebase->stored)
@@ -246,6 +254,36 @@ static int stop_at_change(void *context, const struct change *change)
 	return 1;
 }
 
+/* -- what is open for writing -- */
+
+struct open_below {
+	struct rebase *rebase;
+	unsigned depth;
+};
+
+/* 1: yes. */
+static int is_open_below(void *context, const struct overlay_entry *entry)
+{
+	struct open_below *level = context, below = {level->rebase, level->depth + 1};
+	if (entry->whiteout)
+		return 0;
+	if (!S_ISDIR(entry->mode))
+		return worktree_writers(level->rebase->trees, entry->number) > 0;
+	if (below.depth > PATH_BYTES_MAX / 2)
+		return -ERR_TOO_LARGE;
+	return overlay_entries(level->rebase->trees, level->rebase->from, entry->number, NULL, 0,
+	                       is_open_below, &below);
+}
+
+static int open_below(struct rebase *rebase, const struct inode *directory)
+{
+	struct open_below level = {rebase, 0};
+	if (!rebase->writers)
+		return 0;
+	return overlay_entries(rebase->trees, rebase->from, directory->number, NULL, 0,
+	                       is_open_below, &level);
+}
+
 /* Is an overlay directory, with all below, as the committed one? */
 static int directory_matches(struct rebase *rebase, const struct inode *inode,
                              const struct tree_entry *entry, bool *ret_matches)
@@ -258,7 +296,7 @@ static int directory_matches(struct rebase *rebase, const struct inode *inode,
 	if (result || !attributes_match(&mine, entry))
 		return result;
 	const struct changes_options options = {
-	        .compare_bytes_max = UINT64_MAX,
+	        .compare_bytes_max = rebase->compare_bytes_max,
 	        .stored = rebase->stored,
 	};
 	size_t length = rebase->path.length;
@@ -349,7 +387,13 @@ static int rebase_subdirectory(struct rebase *rebase, struct name *name, bool *k
 		*kept = true;
 		return keep_whole(rebase, name->directory, name->entry, &name->inode);
 	}
-	/* Others removed or replaced it: fine when nothing was changed in it here, or the same. */
+	/* Others removed or replaced it: fine when nothing was changed in it here, or the same, and
+	 * nothing is about to be. */
+	error = open_below(rebase, &name->inode);
+	if (error < 0)
+		return error;
+	if (error)
+		return collide(rebase);
 	error = directory_matches(rebase, &name->inode, in_place ? name->before : name->after,
 	                          &matches);
 	if (error || matches)
@@ -446,10 +490,15 @@ int rebase_overlay(const struct rebase_options *options, uint64_t *ret_overlay, 
 	struct rebase rebase = {
 	        .trees = ground->trees,
 	        .from = ground->overlay,
-	        .to = overlay_new(ground->trees),
+	        .to = options->rehearse ? ground->overlay : overlay_new(ground->trees),
 	        .stored = options->stored,
 	        .whole = options->whole,
+	        .rehearse = options->rehearse,
+	        .compare_bytes_max =
+	                options->compare_bytes_max ? options->compare_bytes_max : UINT64_MAX,
 	        .collisions = ret_collisions,
+	        .collided = options->collided,
+	        .context = options->context,
 	        .message = message,
 	};
 	bool kept = false;
@@ -457,13 +506,17 @@ int rebase_overlay(const struct rebase_options *options, uint64_t *ret_overlay, 
 		return fail(message, -ERR_NO_SPACE,
 		            "cannot write to the journal of uncommitted changes: %s",
 		            error_text(-ERR_NO_SPACE));
-	int error = rebase_root(&rebase, options, &kept);
+	int error = overlay_writers(ground->trees, ground->overlay, &rebase.writers);
+	if (!error)
+		error = rebase_root(&rebase, options, &kept);
 	if (!error)
 		error = write_linked(&rebase);
 	if (!error && ret_collisions->count)
 		error = -ERR_CONFLICT;
 	if (!error)
 		error = flush(&rebase, 0);
+	if (options->rehearse)
+		return error;
 	if (error || !kept) {
 		overlay_discard(ground->trees, rebase.to, ground->overlay);
 		return error;

@@ -26,9 +26,11 @@
 
 #define AHEAD_ROUNDS_MAX 3
 #define AHEAD_FILES_FEW 32
-#define MOVE_TRIES_MAX 16
-#define MOVE_PAUSE_MS 4
-#define MOVE_PAUSE_MS_MAX 256
+/* A lost race repeats the merge, the commit's record and the move, no content; others were served
+ * meanwhile. So who loses all the time is given up by the clock, not by a count. */
+#define MOVE_MS_MAX 60000
+#define MOVE_PAUSE_MS_MIN 4
+#define MOVE_PAUSE_MS_MAX 2000
 #define POLL_MS_MIN 5
 #define POLL_MS_MAX 100
 #define UNINTEND_TRIES_MAX 20
@@ -445,6 +447,16 @@ static int move_ref(struct committing *committing)
 	return error;
 }
 
+/* Nobody re-creates by accident what somebody deleted on purpose. */
+static int fail_gone(struct committing *committing, int error)
+{
+	const char *branch = worktree_branch(committing->worktree);
+	return fail(committing->message, error,
+	            "branch '%s' was deleted or renamed elsewhere; your changes are kept. `lakectl "
+	            "undo %s` or `lakectl branch create %s REV` brings it back, then commit again",
+	            branch, branch, branch);
+}
+
 /* One attempt on the head as it is. -ERR_MOVED: it was moved first. */
 static int commit_once(struct committing *committing)
 {
@@ -453,6 +465,8 @@ static int commit_once(struct committing *committing)
 	committing->head = (struct ref){0};
 	int error = ref_read(store, REF_BRANCH, worktree_branch(committing->worktree),
 	                     &committing->head, committing->message);
+	if (error == -ERR_NOT_FOUND)
+		return fail_gone(committing, error);
 	if (!error)
 		error = make_commit(committing);
 	if (!error)
@@ -478,18 +492,24 @@ static int commit_built(struct committing *committing)
 	int error = check_changed(committing);
 	if (error)
 		return error;
-	int pause = MOVE_PAUSE_MS;
-	for (int try = 1;; try++) {
+	int64_t started_ms = clock_monotonic_ms(), limit_ms = 0;
+	for (;;) {
+		int64_t began_ms = clock_monotonic_ms();
 		error = commit_once(committing);
 		if (error != -ERR_MOVED)
 			return error;
-		if (try == MOVE_TRIES_MAX)
+		int64_t now_ms = clock_monotonic_ms();
+		if (now_ms - started_ms > MOVE_MS_MAX)
 			return fail(committing->message, error,
 			            "%s is being moved by others all the time; try again",
 			            worktree_branch(committing->worktree));
-		/* others are at it: spread out */
-		pause_ms(1 + (int)(random_u64() % (unsigned)pause));
-		pause = pause * 2 > MOVE_PAUSE_MS_MAX ? MOVE_PAUSE_MS_MAX : pause * 2;
+		/* Spread out over twice as many attempts each time, by how long one takes here. */
+		limit_ms = limit_ms ? limit_ms * 2 : now_ms - began_ms;
+		if (limit_ms < MOVE_PAUSE_MS_MIN)
+			limit_ms = MOVE_PAUSE_MS_MIN;
+		if (limit_ms > MOVE_PAUSE_MS_MAX)
+			limit_ms = MOVE_PAUSE_MS_MAX;
+		pause_ms(1 + (int)(random_u64() % (uint64_t)limit_ms));
 	}
 }
 

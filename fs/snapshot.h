@@ -160,6 +160,14 @@ struct rebase_options {
 	 * others; uncommitted ones that are not the same are collisions. */
 	const struct stored *stored;
 	bool whole; /* with `stored`: `after` has all of the overlay's changes */
+	/* Without `stored`: larger staged files are not read, a change on both sides is then a
+	 * collision. 0: all are read. */
+	uint64_t compare_bytes_max;
+	/* Write nothing, only say what it would come to. The gate may be open then: what the
+	 * answer is worth shows the working tree's epoch afterwards. */
+	bool rehearse;
+	void (*collided)(void *context, const char *path); /* every one; may be NULL */
+	void *context;
 };
 /* Write what is left into a new overlay (0 when nothing is) that no branch has yet, with the same
  * inode numbers. *ret_collisions names the paths when -ERR_CONFLICT is returned (no message). */

@@ -1,6 +1,6 @@
 /*
- * worktree.c — hides the life of working trees: which branches have one open, how one follows its
- * branch's head while nothing is uncommitted, what a crash left and how it is settled.
+ * worktree.c — hides the life of working trees: which branches have one open, what a crash left and
+ * how it is settled.
  */
 #include "fs/worktree_internal.h"
 
@@ -8,17 +8,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 struct name_kept {
 	struct name_kept *next;
 	char name[REF_NAME_MAX + 1];
 };
-
-static struct object_store *store_of(struct worktrees *trees)
-{
-	return odb_store(trees->odb);
-}
 
 /* -- one working tree -- */
 
@@ -31,6 +27,7 @@ static void worktree_free(struct worktree *worktree)
 		worktree->names = name->next;
 		free(name);
 	}
+	standing_release(&worktree->standing);
 	pthread_mutex_destroy(&worktree->refresh_lock);
 	pthread_rwlock_destroy(&worktree->gate);
 	free(worktree);
@@ -77,7 +74,7 @@ static int worktree_new(struct worktrees *trees, const char *branch, struct work
 	return 0;
 }
 
-static void set_base(struct worktree *worktree, const struct commit *commit)
+void worktree_set_base(struct worktree *worktree, const struct commit *commit)
 {
 	worktree->base = commit->self;
 	worktree->base_tree = commit->tree;
@@ -86,8 +83,8 @@ static void set_base(struct worktree *worktree, const struct commit *commit)
 		worktree->base_root.mode = S_IFDIR | 0755;
 }
 
-static int read_commit(struct worktrees *trees, const struct pointer *pointer,
-                       struct commit **ret_commit, struct message *message)
+int worktrees_read_commit(struct worktrees *trees, const struct pointer *pointer,
+                          struct commit **ret_commit, struct message *message)
 {
 	int r = commit_read(trees->odb, pointer, ret_commit, message);
 	if (r == 0 && trees->history != NULL)
@@ -158,13 +155,30 @@ void worktree_leave(struct worktree *worktree)
 	pthread_rwlock_unlock(&worktree->gate);
 }
 
-int worktree_close_gate(struct worktree *worktree)
+static int closed_unless_gone(struct worktree *worktree)
 {
-	pthread_rwlock_wrlock(&worktree->gate);
 	if (!worktree->gone)
 		return 0;
 	pthread_rwlock_unlock(&worktree->gate);
 	return -ERR_NOT_FOUND;
+}
+
+int worktree_close_gate(struct worktree *worktree)
+{
+	pthread_rwlock_wrlock(&worktree->gate);
+	return closed_unless_gone(worktree);
+}
+
+int worktree_close_gate_within(struct worktree *worktree, int wait_ms)
+{
+	struct timespec until;
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
+	until.tv_sec += wait_ms / 1000 + until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	if (pthread_rwlock_clockwrlock(&worktree->gate, CLOCK_MONOTONIC, &until) != 0)
+		return -ERR_BUSY;
+	return closed_unless_gone(worktree);
 }
 
 void worktree_open_gate(struct worktree *worktree)
@@ -230,9 +244,10 @@ int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t
 	if (r != 0 && !intended(worktree, base, overlay))
 		return r;
 	pthread_mutex_lock(&worktree->trees->table_lock);
-	set_base(worktree, base);
+	worktree_set_base(worktree, base);
 	worktree->overlay = overlay;
 	worktree->root = root;
+	standing_release(&worktree->standing);
 	worktree->epoch = ++worktree->trees->epochs;
 	pthread_mutex_unlock(&worktree->trees->table_lock);
 	worktree->refreshed_ms = clock_monotonic_ms();
@@ -352,7 +367,7 @@ static int settle(struct worktrees *trees, const char *branch, struct branch_rec
 {
 	CLEANUP(ref_cleanup) struct ref ref = {0};
 	bool had = false;
-	int r = ref_read(store_of(trees), REF_BRANCH, branch, &ref, NULL);
+	int r = ref_read(odb_store(trees->odb), REF_BRANCH, branch, &ref, NULL);
 	if (r == 0)
 		r = ref_had(trees, &ref, record, &had);
 	if (r != 0 && r != -ERR_NOT_FOUND)
@@ -386,97 +401,6 @@ static int settle_late(struct worktrees *trees, const char *branch, struct branc
 	return 0;
 }
 
-/* -- following the head -- */
-
-static void tell_gone(struct worktree *worktree)
-{
-	struct worktree_observer observer;
-	worktrees_observer(worktree->trees, &observer);
-	if (observer.branch_gone != NULL)
-		observer.branch_gone(observer.context, worktree->branch);
-}
-
-/* The ref was not there: unless that is out of date, the working tree goes. */
-static int vanish(struct worktree *worktree, uint64_t epoch, struct message *message)
-{
-	int r = worktree_close_gate(worktree);
-	bool vanished = r == 0 && worktree->epoch == epoch && worktree->overlay == 0;
-	if (vanished)
-		worktree_depart(worktree);
-	if (r == 0)
-		worktree_open_gate(worktree);
-	if (vanished)
-		tell_gone(worktree);
-	if (r == 0 && !vanished)
-		return 0;
-	return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
-}
-
-/* Show `commit`, unless something else happened since `epoch`. */
-static int advance(struct worktree *worktree, uint64_t epoch, const struct commit *commit)
-{
-	int r = worktree_close_gate(worktree);
-	if (r != 0)
-		return r;
-	bool moves = worktree->epoch == epoch && worktree->overlay == 0;
-	struct pointer before = worktree->base_tree;
-	if (moves) {
-		pthread_mutex_lock(&worktree->trees->table_lock);
-		set_base(worktree, commit);
-		worktree->epoch = ++worktree->trees->epochs;
-		pthread_mutex_unlock(&worktree->trees->table_lock);
-	}
-	worktree_open_gate(worktree);
-	struct worktree_observer observer;
-	worktrees_observer(worktree->trees, &observer);
-	if (moves && observer.moved != NULL)
-		observer.moved(observer.context, worktree->branch, &before, &commit->tree);
-	return 0;
-}
-
-static int read_head(struct worktree *worktree, struct message *message)
-{
-	struct worktree_view view;
-	worktree_view(worktree, &view);
-	if (view.overlay != 0)
-		return 0;
-	const char *branch = worktree->branch;
-	CLEANUP(ref_cleanup) struct ref ref = {0};
-	int r = ref_read(store_of(worktree->trees), REF_BRANCH, branch, &ref, message);
-	worktree->refreshed_ms = clock_monotonic_ms();
-	if (r == -ERR_NOT_FOUND && worktree->branch == branch)
-		return vanish(worktree, view.epoch, message);
-	if (r != 0 || id_equal(&ref.commit.id, &view.base.id))
-		return r == -ERR_NOT_FOUND ? 0 : r;
-	CLEANUP(free_pointer) struct commit *commit = NULL;
-	r = read_commit(worktree->trees, &ref.commit, &commit, message);
-	return r == 0 ? advance(worktree, view.epoch, commit) : r;
-}
-
-int worktree_refresh(struct worktree *worktree, struct message *message)
-{
-	if (worktree->gone)
-		return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
-	pthread_mutex_lock(&worktree->refresh_lock);
-	int r = read_head(worktree, message);
-	pthread_mutex_unlock(&worktree->refresh_lock);
-	return r;
-}
-
-int worktree_follow(struct worktree *worktree, struct message *message)
-{
-	if (worktree->gone)
-		return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
-	if (worktree->overlay != 0 ||
-	    clock_monotonic_ms() - worktree->refreshed_ms < REFRESH_INTERVAL_MS ||
-	    pthread_mutex_trylock(&worktree->refresh_lock) != 0)
-		return 0;
-	int r = read_head(worktree, message);
-	pthread_mutex_unlock(&worktree->refresh_lock);
-	/* What is known already stays readable while the store is not. */
-	return r == -ERR_NOT_FOUND && worktree->gone ? r : 0;
-}
-
 /* -- the table -- */
 
 static int load_worktree(struct worktrees *trees, const char *branch,
@@ -500,16 +424,18 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 		worktree->root = record.root;
 	} else if (r == 0 || r == -ERR_NOT_FOUND) {
 		CLEANUP(ref_cleanup) struct ref ref = {0};
-		r = ref_read(store_of(trees), REF_BRANCH, branch, &ref, message);
+		r = ref_read(odb_store(trees->odb), REF_BRANCH, branch, &ref, message);
 		head = ref.commit;
+		worktree->seen_etag = ref.etag;
+		worktree->seen_head = ref.commit;
 	}
 	if (r != 0)
 		return r;
 	CLEANUP(free_pointer) struct commit *commit = NULL;
-	r = read_commit(trees, &head, &commit, message);
+	r = worktrees_read_commit(trees, &head, &commit, message);
 	if (r != 0)
 		return r;
-	set_base(worktree, commit);
+	worktree_set_base(worktree, commit);
 	worktree->refreshed_ms = clock_monotonic_ms();
 	*ret_worktree = steal(&worktree);
 	return 0;
@@ -569,6 +495,26 @@ int worktree_get(struct worktrees *trees, const char *branch, struct worktree **
 	return 0;
 }
 
+int worktrees_used(struct worktrees *trees, struct worktree ***ret_used, size_t *ret_count)
+{
+	size_t count = 0;
+	pthread_mutex_lock(&trees->table_lock);
+	struct worktree **used = calloc(HASH_COUNT(trees->by_branch) + 1, sizeof(*used));
+	struct worktree *worktree, *next;
+	HASH_ITER (hh, trees->by_branch, worktree, next) {
+		if (used == NULL || worktree->references == 0)
+			continue;
+		worktree->references++;
+		used[count++] = worktree;
+	}
+	pthread_mutex_unlock(&trees->table_lock);
+	if (used == NULL)
+		return -ERR_NO_MEMORY;
+	*ret_used = used;
+	*ret_count = count;
+	return 0;
+}
+
 void worktree_unref(struct worktree *worktree)
 {
 	if (worktree == NULL)
@@ -619,6 +565,26 @@ unsigned worktree_writers(struct worktrees *trees, uint64_t number)
 	unsigned count = writer != NULL ? writer->count : 0;
 	pthread_mutex_unlock(&trees->table_lock);
 	return count;
+}
+
+/* -- what is kept -- */
+
+struct kept {
+	int (*callback)(void *context, const char *branch);
+	void *context;
+};
+
+static int kept_branch(void *context, const char *branch, const struct branch_record *record)
+{
+	struct kept *kept = context;
+	return record->overlay != 0 ? kept->callback(kept->context, branch) : 0;
+}
+
+int worktrees_kept(struct worktrees *trees, int (*callback)(void *context, const char *branch),
+                   void *context)
+{
+	struct kept kept = {callback, context};
+	return branch_records_each(trees, kept_branch, &kept);
 }
 
 /* -- opening and closing -- */
@@ -734,6 +700,7 @@ int worktrees_open(const struct worktrees_options *options, struct worktrees **r
 	trees->cache = options->cache;
 	trees->copy_up_bytes_max =
 	        options->copy_up_bytes_max ? options->copy_up_bytes_max : COPY_UP_BYTES_DEFAULT;
+	trees->refresh_ms = options->refresh_ms ? options->refresh_ms : REFRESH_INTERVAL_MS;
 	trees->staging_fd = -1;
 	trees->first_number = state_number_next(trees->state);
 	pthread_mutex_init(&trees->table_lock, NULL);

@@ -60,6 +60,7 @@ struct worktrees_options {
 	struct cache *cache;
 	const char *staging_directory;
 	uint64_t copy_up_bytes_max; /* larger files are overlaid piecewise; 0: 16 MiB */
+	int refresh_ms; /* how old what is known of a head may be; 0: 1,000; negative: any age */
 };
 /* Borrows everything. Finishes or drops commits that a crash interrupted; removes unnamed staging
  * files and overlays nobody owns. */
@@ -77,10 +78,31 @@ int worktrees_open_files(struct worktrees *trees, const char *branch,
  * head; reads the ref at most once per `refresh` (1 s) unless asked to. -ERR_NOT_FOUND. */
 int worktree_get(struct worktrees *trees, const char *branch, struct worktree **ret_worktree,
                  struct message *message);
+/* Look where the branch stands now, and come along: without uncommitted changes always, with them
+ * when none collides (they are then re-based; files open for writing stay what they are). Else the
+ * working tree stays on its base; that is no error, worktree_standing tells. -ERR_NOT_FOUND: the
+ * branch is gone and nothing was uncommitted; -ERR_STORE_AWAY. */
 int worktree_refresh(struct worktree *worktree, struct message *message);
-/* The same as worktree_get does: at most once per second, and a store that is away is no error.
- * Neither may be called between enter and leave. */
+/* As worktree_get does: only without uncommitted changes, at most once per `refresh`, and a store
+ * that is away is no error. None of these may be called between enter and leave. */
 int worktree_follow(struct worktree *worktree, struct message *message);
+
+/* Does somebody keep those in use up to date (fs/follower.h)? */
+bool worktrees_followed(struct worktrees *trees);
+
+/* How a working tree stands to its branch, as far as was seen. */
+#define COLLISIONS_MAX 1000
+struct standing {
+	bool behind; /* the branch has moved, and what is uncommitted here collides with that */
+	struct pointer head;     /* where to */
+	uint64_t behind_commits; /* first parents of `head` down to the base; 0: not known */
+	char *collisions;        /* NUL-terminated paths, at most COLLISIONS_MAX */
+	size_t collision_count;
+	bool gone;     /* deleted or renamed elsewhere; what is uncommitted is kept */
+	char why[400]; /* who did that, and when */
+};
+void standing_release(struct standing *standing);
+int worktree_standing(struct worktree *worktree, struct standing *ret_standing);
 void worktree_unref(struct worktree *worktree);
 const char *worktree_branch(const struct worktree *worktree);
 /* The commit it is based on; the caller frees. */
@@ -268,6 +290,9 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
                            const struct ref_author *author, struct message *message);
 int worktree_rename_branch(struct worktrees *trees, const char *from, const char *to,
                            const struct ref_author *author, struct message *message);
+/* The branches with uncommitted state here, whether or not others deleted them. */
+int worktrees_kept(struct worktrees *trees, int (*callback)(void *context, const char *branch),
+                   void *context);
 /* Base commits, and the trees and content that uncommitted changes refer to: roots for gc. */
 int worktrees_roots(struct worktrees *trees,
                     int (*commit_fn)(void *context, const struct pointer *commit),

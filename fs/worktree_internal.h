@@ -1,7 +1,8 @@
 /*
  * worktree_internal — what the files that implement fs/worktree.h share. Included only by them.
  *
- *   worktree.c    opening, the table of working trees, branch records, following heads, clean-up
+ *   worktree.c    opening, the table of working trees, branch records, clean-up
+ *   worktree_follow.c  coming along when others move the branch
  *   overlay.c     names and attributes: look-ups, lists, mutations
  *   records.c     the records: bytes of keys and values (format: fs/README.md, "State tables")
  *   staging.c     staging files by number
@@ -59,6 +60,11 @@ struct worktrees {
 	char *staging_directory;
 	int staging_fd; /* of that directory */
 	uint64_t copy_up_bytes_max;
+	int refresh_ms; /* how often heads are looked at; negative: never by themselves */
+	/* The store did not answer the follower: nobody else waits for it just to see whether a
+	 * head has moved. */
+	_Atomic bool away;
+	_Atomic bool followed; /* a follower runs */
 	uint64_t granule; /* unit of a piecewise file: max(4096, block size of the staging disk) */
 	_Atomic uint64_t epochs; /* the last epoch given out, to any working tree */
 	/* Staging files with lower numbers are from before this process: descriptors that were
@@ -97,6 +103,14 @@ struct worktree {
 
 	pthread_mutex_t refresh_lock; /* one reader of the ref at a time; before the gate */
 	_Atomic int64_t refreshed_ms; /* monotonic */
+	int look_error;               /* the follower's own: what it complained of last */
+	/* guarded by refresh_lock: */
+	struct etag seen_etag; /* the ref as last seen; empty: never */
+	struct pointer seen_head;
+	struct id tried_head;     /* collisions were found with this one, */
+	uint64_t tried_commits;   /* which is so many commits ahead, */
+	int64_t retry_ms;         /* and are not looked for again before (monotonic) */
+	struct standing standing; /* table_lock */
 
 	/* See "Locks" for who may read and write these. */
 	_Atomic uint64_t overlay; /* look-ups read it without a lock: stale is as good as early */
@@ -131,7 +145,21 @@ typedef int branch_record_fn(void *context, const char *branch, const struct bra
 /* The callback runs without locks. */
 int branch_records_each(struct worktrees *trees, branch_record_fn *callback, void *context);
 
+/* -- following (worktree_follow.c, fs/follower.c) -- */
+/* Every working tree that somebody refers to, one more reference each; the caller frees the
+ * array. */
+int worktrees_used(struct worktrees *trees, struct worktree ***ret_used, size_t *ret_count);
+/* Like worktree_refresh, but in no haste: what was found to collide is tried again seldom, and who
+ * has the gate is left in peace (the next look makes up for it). `listed` (may be NULL): the etag
+ * that a listing begun at `epoch` had. */
+int worktree_look(struct worktree *worktree, const struct etag *listed, uint64_t epoch,
+                  struct message *message);
+
 /* -- a working tree, for whoever moves it -- */
+int worktrees_read_commit(struct worktrees *trees, const struct pointer *pointer,
+                          struct commit **ret_commit, struct message *message);
+/* Gate closed, table_lock held (or nobody else knows the working tree). */
+void worktree_set_base(struct worktree *worktree, const struct commit *commit);
 /* Consistent copies of the four. Any of ret_ may be NULL. */
 struct worktree_view {
 	uint64_t overlay, root, epoch;
@@ -143,6 +171,7 @@ void worktree_view(struct worktree *worktree, struct worktree_view *ret_view);
 /* Close and open the gate. Closing waits for mutations under way and keeps new ones out.
  * -ERR_NOT_FOUND (and not closed) when the branch is gone. */
 int worktree_close_gate(struct worktree *worktree);
+int worktree_close_gate_within(struct worktree *worktree, int wait_ms); /* -ERR_BUSY: not */
 void worktree_open_gate(struct worktree *worktree);
 
 /* Gate closed. Record (or, commit NULL, drop) that the ref is to move from `head`, and make it and

@@ -69,6 +69,25 @@ static int exists_already(enum ref_kind kind, const char *name, struct message *
 	return fail(message, -ERR_EXISTS, "%s '%s' exists already", kind_word(kind), name);
 }
 
+static int body_decode(enum ref_kind kind, const char *name, const struct buffer *body,
+                       const struct etag *etag, struct ref *ret_ref, struct message *message)
+{
+	int rc = ref_decode(kind, name, body->data, body->length, ret_ref);
+	if (rc == -ERR_VERSION)
+		return fail(message, rc,
+		            "%s '%s' was written by a newer version; update this program",
+		            kind_word(kind), name);
+	if (rc == -ERR_CORRUPT)
+		return fail(message, rc,
+		            "%s '%s' is damaged: object %s%s (%zu bytes) does not match its seal; "
+		            "put it back from a backup of the store",
+		            kind_word(kind), name, kind_prefix(kind), name, body->length);
+	if (rc < 0)
+		return fail(message, rc, "%s '%s': %s", kind_word(kind), name, error_text(rc));
+	ret_ref->etag = *etag;
+	return 0;
+}
+
 /* The body as it is, tombstones too. */
 static int ref_load(struct object_store *store, enum ref_kind kind, const char *name,
                     struct ref *ret_ref, struct message *message)
@@ -83,20 +102,7 @@ static int ref_load(struct object_store *store, enum ref_kind kind, const char *
 		return no_such_ref(kind, name, message);
 	if (rc < 0)
 		return fail_context(message, rc, "%s '%s'", kind_word(kind), name);
-	rc = ref_decode(kind, name, body.data, body.length, ret_ref);
-	if (rc == -ERR_VERSION)
-		return fail(message, rc,
-		            "%s '%s' was written by a newer version; update this program",
-		            kind_word(kind), name);
-	if (rc == -ERR_CORRUPT)
-		return fail(message, rc,
-		            "%s '%s' is damaged: object %s (%zu bytes) does not match its seal; "
-		            "put it back from a backup of the store",
-		            kind_word(kind), name, key, body.length);
-	if (rc < 0)
-		return fail(message, rc, "%s '%s': %s", kind_word(kind), name, error_text(rc));
-	ret_ref->etag = etag;
-	return 0;
+	return body_decode(kind, name, &body, &etag, ret_ref, message);
 }
 
 int ref_read(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
@@ -111,6 +117,58 @@ int ref_read(struct object_store *store, enum ref_kind kind, const char *name, s
 		return rc;
 	if (pointer_is_none(&ref.commit))
 		return no_such_ref(kind, name, message);
+	*ret_ref = ref;
+	memset(&ref, 0, sizeof(ref));
+	return 0;
+}
+
+int ref_read_if_changed(struct object_store *store, enum ref_kind kind, const char *name,
+                        const struct etag *known, struct ref *ret_ref, struct message *message)
+{
+	CLEANUP(ref_release) struct ref ref = {0};
+	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX + 1};
+	char key[REF_KEY_BYTES];
+	struct etag etag = {0};
+	int rc = ref_name_check(name, message);
+
+	if (rc < 0)
+		return rc;
+	if (!known->text[0]) {
+		rc = ref_read(store, kind, name, ret_ref, message);
+		return rc < 0 ? rc : 1;
+	}
+	ref_key(kind, name, key);
+	rc = object_get_if_changed(store, key, known, &body, &etag, message);
+	if (rc == -ERR_NOT_FOUND)
+		return no_such_ref(kind, name, message);
+	if (rc < 0)
+		return fail_context(message, rc, "%s '%s'", kind_word(kind), name);
+	if (rc == 0)
+		return 0;
+	rc = body_decode(kind, name, &body, &etag, &ref, message);
+	if (rc < 0)
+		return rc;
+	if (pointer_is_none(&ref.commit))
+		return no_such_ref(kind, name, message);
+	*ret_ref = ref;
+	memset(&ref, 0, sizeof(ref));
+	return 1;
+}
+
+int ref_read_deleted(struct object_store *store, enum ref_kind kind, const char *name,
+                     struct ref *ret_ref, struct message *message)
+{
+	CLEANUP(ref_release) struct ref ref = {0};
+	int rc = ref_name_check(name, message);
+
+	if (rc == 0)
+		rc = ref_load(store, kind, name, &ref, message);
+	if (rc < 0)
+		return rc;
+	if (!pointer_is_none(&ref.commit))
+		return fail(message, -ERR_NOT_FOUND, "%s '%s' is not deleted", kind_word(kind),
+		            name);
+	ref.commit = ref.moves[0].before;
 	*ret_ref = ref;
 	memset(&ref, 0, sizeof(ref));
 	return 0;

@@ -55,6 +55,14 @@ int ref_name_check(const char *name, struct message *message);
 
 int ref_read(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
              struct message *message); /* -ERR_NOT_FOUND */
+/* 0: the ref is what it was when it had the etag `known`; 1: it is not (or `known` is empty), and
+ * *ret_ref says what it is. -ERR_NOT_FOUND. On S3 the first costs no body. */
+int ref_read_if_changed(struct object_store *store, enum ref_kind kind, const char *name,
+                        const struct etag *known, struct ref *ret_ref, struct message *message);
+/* One that was deleted: `commit` is where it stood last, moves[0] the deletion. -ERR_NOT_FOUND: it
+ * is there, or never was. */
+int ref_read_deleted(struct object_store *store, enum ref_kind kind, const char *name,
+                     struct ref *ret_ref, struct message *message);
 /* Ascending by name. The ref is borrowed; non-zero stops and is returned. The callback may use the
  * store. Without `bodies` one listing is all that is asked of the store: the name is filled in, and
  * the etag where the store tells it. A damaged body ends the list with an error that names it. */

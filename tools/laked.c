@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "fs/control.h"
+#include "fs/follower.h"
 #include "fs/mount.h"
 
 #ifndef LAKE_VERSION
@@ -24,6 +25,7 @@ struct daemon {
 	struct lake *lake;
 	struct mount *mount;
 	struct control *control;
+	struct follower *follower;
 	const char *mountpoint;
 };
 
@@ -102,6 +104,22 @@ static int answer_daemon(void *context, const struct caller *caller, const cJSON
 
 /* -- starting and ending -- */
 
+static void log_line(void *context, const char *line)
+{
+	(void)context;
+	fprintf(stderr, "laked: %s\n", line);
+}
+
+static int start_follower(struct daemon *daemon, struct message *message)
+{
+	const struct follower_options options = {.trees = daemon->lake->worktrees,
+	                                         .interval_ms = daemon->lake->config.refresh_ms,
+	                                         .log = log_line};
+	if (options.interval_ms < 0)
+		return 0;
+	return follower_start(&options, &daemon->follower, message);
+}
+
 static int start(struct daemon *daemon, const struct daemon_options *options,
                  struct message *message)
 {
@@ -116,6 +134,8 @@ static int start(struct daemon *daemon, const struct daemon_options *options,
 	if (!error)
 		error = control_start(daemon->lake, answer_daemon, daemon, &daemon->control,
 		                      message);
+	if (!error)
+		error = start_follower(daemon, message);
 	return error;
 }
 
@@ -143,6 +163,7 @@ static int serve(const struct daemon_options *options)
 		error = mount_run(daemon.mount, &message);
 	if (error < 0)
 		fprintf(stderr, "laked: %s\n", message.text[0] ? message.text : error_text(error));
+	follower_stop(daemon.follower);
 	control_stop(daemon.control);
 	mount_free(daemon.mount);
 	lake_close(daemon.lake);

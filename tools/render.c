@@ -329,10 +329,44 @@ static void sum_diff(struct renderer *renderer, const cJSON *reply)
 		       size_text(renderer->bytes_after, after));
 }
 
+#define COLLISIONS_SHOWN 10
+
+/* What uncommitted changes here and others' moves of the branch make of each other. */
+static void print_standing(struct renderer *renderer, const cJSON *reply)
+{
+	const cJSON *behind = cJSON_GetObjectItemCaseSensitive(reply, "behind"), *path;
+	const cJSON *collisions = cJSON_GetObjectItemCaseSensitive(reply, "collisions");
+	const char *branch = text_of(reply, "branch");
+	int shown = 0, count = cJSON_GetArraySize(collisions);
+	if (has(reply, "gone"))
+		printf("%s%s was deleted or renamed elsewhere%s: %s. Uncommitted changes are kept "
+		       "here; commit will be refused until `lakectl undo %s` or `lakectl branch "
+		       "create %s REV` brings the branch back. `lakectl branch delete --force %s` "
+		       "throws them away\n",
+		       paint(renderer, RED), branch, paint(renderer, PLAIN), text_of(reply, "gone"),
+		       branch, branch, branch);
+	if (!behind)
+		return;
+	printf("%s%s has moved%s", paint(renderer, RED), branch, paint(renderer, PLAIN));
+	if (cJSON_IsNumber(behind))
+		printf(" by %.0f commit%s", behind->valuedouble, plural(behind->valuedouble));
+	printf("; these paths were changed here and there:");
+	cJSON_ArrayForEach (path, collisions) {
+		if (shown == COLLISIONS_SHOWN)
+			break;
+		printf("%s %s", shown++ ? "," : "", path->valuestring);
+	}
+	if (count > shown)
+		printf(" and %d more", count - shown);
+	printf("; commit will be refused until they agree: keep a copy of yours, `lakectl restore` "
+	       "them, and change them again\n");
+}
+
 static void sum_status(struct renderer *renderer, const cJSON *reply)
 {
 	if (renderer->quiet)
 		return;
+	print_standing(renderer, reply);
 	uint64_t changes = renderer->added + renderer->removed + renderer->modified;
 	if (changes)
 		printf("%s, based on %.12s: %llu uncommitted change%s\n", text_of(reply, "branch"),
@@ -354,6 +388,20 @@ static void sum_moved(struct renderer *renderer, const cJSON *reply)
 		       number_of(reply, "restored"), plural(number_of(reply, "restored")));
 	else
 		printf("%s is at %.12s\n", text_of(reply, "branch"), text_of(reply, "commit"));
+}
+
+static void sum_refresh(struct renderer *renderer, const cJSON *reply)
+{
+	double changed = number_of(reply, "changed");
+	if (renderer->quiet || has(reply, "error"))
+		return;
+	if (has(reply, "was"))
+		printf("%s: %.12s -> %.12s, %.0f path%s changed\n", text_of(reply, "branch"),
+		       text_of(reply, "was"), text_of(reply, "commit"), changed, plural(changed));
+	else
+		printf("%s is at %.12s%s\n", text_of(reply, "branch"), text_of(reply, "commit"),
+		       has(reply, "behind") || has(reply, "gone") ? "" : ", nothing new");
+	print_standing(renderer, reply);
 }
 
 static void sum_du(struct renderer *renderer, const cJSON *reply)
@@ -418,7 +466,7 @@ static const struct {
         {"revert", NULL, sum_moved},  {"cherry-pick", NULL, sum_moved},
         {"diff", NULL, sum_diff},     {"status", NULL, sum_status},
         {"reset", NULL, sum_moved},   {"restore", NULL, sum_moved},
-        {"undo", NULL, sum_moved},    {"refresh", NULL, sum_moved},
+        {"undo", NULL, sum_moved},    {"refresh", NULL, sum_refresh},
         {"du", NULL, sum_du},         {"fsck", NULL, sum_fsck},
         {"gc", NULL, sum_gc},         {"stats", NULL, sum_stats},
         {"show", sum_show, NULL},

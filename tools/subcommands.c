@@ -184,6 +184,9 @@ const struct subcommand subcommands[] = {
         {.name = "refresh",
          .usage = "[BRANCH]",
          .summary = "look at the store for a branch's newest commit now",
+         .text = "Without uncommitted changes the branch shows it. Uncommitted changes are kept on "
+                 "top of\n"
+                 "it when no path collides; else nothing moves and the paths are named.",
          .words = {{"branch", WORD_BRANCH}}},
         {.name = "ls",
          .usage = "[REV[:PATH]] [-r]",

@@ -107,21 +107,24 @@ static void a_clean_tree_follows_its_head(void **unused)
 	assert_int_equal(worktree_get(shared.trees, "../x", &worktree, NULL), -ERR_BAD_NAME);
 }
 
-static void a_dirty_tree_keeps_its_base(void **unused)
+static void a_dirty_tree_goes_on_over_the_head(void **unused)
 {
 	struct worktree *worktree = get_main(&shared);
 	struct inode inode;
 	make_file(worktree, "new", &inode);
 	assert_true(worktree_dirty(worktree));
 	struct pointer base = worktree->base;
-	move_head("main");
-	must(worktree_refresh(worktree, NULL), NULL, "refresh");
+	struct pointer head = move_head("main");
+	must(worktree_follow(worktree, NULL), NULL, "follow"); /* not by looking at it */
 	assert_true(id_equal(&worktree->base.id, &base.id));
+	must(worktree_refresh(worktree, NULL), NULL, "refresh");
+	assert_true(id_equal(&worktree->base.id, &head.id));
+	assert_true(worktree_dirty(worktree));
 	worktree_unref(worktree);
 	fixture_close(&shared);
 	fixture_open_with(&shared, 0, false);
 	worktree = get_main(&shared);
-	assert_true(id_equal(&worktree->base.id, &base.id));
+	assert_true(id_equal(&worktree->base.id, &head.id));
 	struct inode again;
 	must(worktree_inode(worktree, inode.number, &again), NULL, "inode");
 	assert_int_equal(again.staging, inode.staging);
@@ -413,7 +416,7 @@ int main(void)
 #define SHARED(test) cmocka_unit_test_setup_teardown(test, open_shared, close_shared)
 	const struct CMUnitTest tests[] = {
 	        SHARED(a_clean_tree_follows_its_head),
-	        SHARED(a_dirty_tree_keeps_its_base),
+	        SHARED(a_dirty_tree_goes_on_over_the_head),
 	        SHARED(an_interrupted_commit_whose_ref_moved_is_finished),
 	        SHARED(an_interrupted_commit_whose_ref_stayed_is_dropped),
 	        SHARED(discarded_overlays_go_but_not_what_successors_name),

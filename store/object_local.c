@@ -44,6 +44,11 @@
 #define TEMPORARY_AGE_MS_MAX ((int64_t)3600 * 1000)
 #define KNOWN_DIRECTORIES_MAX 256
 #define ETAG_LISTED_BYTES_MAX (64 << 10)
+/* From so many bytes on the page cache is passed by: copying into it costs more than writing, and
+ * what it holds of a pack pushes out what is read. */
+#define DIRECT_BYTES_MIN ((size_t)8 << 20)
+#define DIRECT_STEP ((size_t)16 << 20)
+#define DIRECT_ALIGNMENT 4096
 #define PACKS "packs/" /* immutable objects, read again and again in parts */
 #define REFS "refs/"   /* small objects; a listing gives their etags */
 
@@ -406,6 +411,29 @@ static int fail_write(struct local_store *local, const char *what, const char *k
 	return r < 0 ? r : fail_away(local, "its directories vanish while in use", message);
 }
 
+/* Write what may be written directly: whole blocks from aligned memory. Where the file system will
+ * not (or not with this alignment) nothing more is. *ret_done: how many bytes are in the file. */
+static int write_direct(int fd, const uint8_t *bytes, size_t length, size_t *ret_done)
+{
+	size_t whole = length - length % DIRECT_ALIGNMENT, done = 0;
+	int flags = fcntl(fd, F_GETFL), r = 0;
+	*ret_done = 0;
+	if (length < DIRECT_BYTES_MIN || (uintptr_t)bytes % DIRECT_ALIGNMENT != 0 || flags < 0 ||
+	    fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
+		return 0;
+	while (r == 0 && done < whole) {
+		size_t step = whole - done < DIRECT_STEP ? whole - done : DIRECT_STEP;
+		r = write_full(fd, bytes + done, step, (off_t)done);
+		done += r == 0 ? step : 0;
+	}
+	if (r == error_system(EINVAL))
+		r = 0;
+	if (r == 0 && fcntl(fd, F_SETFL, flags) < 0)
+		r = error_system(errno);
+	*ret_done = done;
+	return r;
+}
+
 static int temporary_write(struct local_store *local, const char *key, const void *bytes,
                            size_t length, struct temporary *ret_temporary, struct message *message)
 {
@@ -415,7 +443,10 @@ static int temporary_write(struct local_store *local, const char *key, const voi
 	CLEANUP(close_descriptor) int fd = temporary_open(local, ret_temporary);
 	if (fd < 0)
 		return fail_write(local, "write", key, errno, message);
-	r = write_full(fd, bytes, length, 0);
+	size_t done = 0;
+	r = write_direct(fd, bytes, length, &done);
+	if (r == 0)
+		r = write_full(fd, (const uint8_t *)bytes + done, length - done, (off_t)done);
 	if (r == 0 && fsync(fd) < 0)
 		r = error_system(errno);
 	return r < 0 ? fail_write(local, "write", key, error_errno(r), message) : 0;

@@ -273,32 +273,43 @@ bool cache_has(struct cache *cache, const struct content *content)
 	return complete || has_file(cache, &content->pointer.id);
 }
 
+static int check_adopted(const struct content *content, const char *path, struct stat *ret_status,
+                         struct message *message)
+{
+	if (lstat(path, ret_status) < 0)
+		return fail(message, error_system(errno), "cannot adopt '%s': %s", path,
+		            strerror(errno));
+	if (!S_ISREG(ret_status->st_mode) || (uint64_t)ret_status->st_size != content->size)
+		return fail(message, -ERR_INVALID, "'%s' has %lld bytes, its content %llu", path,
+		            (long long)ret_status->st_size, (unsigned long long)content->size);
+	return 0;
+}
+
+static int remove_known(const char *path, struct message *message)
+{
+	if (unlink(path) < 0)
+		return fail(message, error_system(errno), "cannot remove '%s': %s", path,
+		            strerror(errno));
+	return 0;
+}
+
 int cache_adopt(struct cache *cache, const struct content *content, const char *path,
                 struct message *message)
 {
 	struct stat status;
 	const struct id *id = &content->pointer.id;
-	if (lstat(path, &status) < 0)
-		return fail(message, error_system(errno), "cannot adopt '%s': %s", path,
-		            strerror(errno));
-	if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size != content->size)
-		return fail(message, -ERR_INVALID, "'%s' has %lld bytes, its content %llu", path,
-		            (long long)status.st_size, (unsigned long long)content->size);
+	int error = check_adopted(content, path, &status, message);
+	if (error)
+		return error;
 	char name[ID_HEX + 1];
 	id_to_hex(id, name);
-	bool known = has_file(cache, id);
-	if (!known && renameat2(AT_FDCWD, path, cache->recents, name, RENAME_NOREPLACE) < 0) {
-		if (errno != EEXIST)
-			return fail(message, error_system(errno),
-			            "cannot move '%s' to %s/recent: %s", path, cache->path,
-			            strerror(errno));
-		known = true;
-	}
-	if (known) {
-		if (unlink(path) < 0)
-			return fail(message, error_system(errno), "cannot remove '%s': %s", path,
-			            strerror(errno));
-		return 0;
+	if (has_file(cache, id))
+		return remove_known(path, message);
+	if (renameat2(AT_FDCWD, path, cache->recents, name, RENAME_NOREPLACE) < 0) {
+		if (errno == EEXIST)
+			return remove_known(path, message);
+		return fail(message, error_system(errno), "cannot move '%s' to %s/recent: %s", path,
+		            cache->path, strerror(errno));
 	}
 	if (!used_lately(&status))
 		(void)utimensat(cache->recents, name, used_now, 0);
@@ -307,6 +318,38 @@ int cache_adopt(struct cache *cache, const struct content *content, const char *
 	evict_before(cache, 0);
 	if (durable_due(cache))
 		keeper_wake(cache);
+	return 0;
+}
+
+int cache_sync(struct cache *cache)
+{
+	return syncfs(cache->directory) < 0 ? error_system(errno) : 0;
+}
+
+int cache_adopt_synced(struct cache *cache, const struct content *content, const char *path,
+                       struct message *message)
+{
+	struct stat status;
+	char blob_path[SHARD_PATH_MAX];
+	int error = check_adopted(content, path, &status, message);
+	if (error)
+		return error;
+	if (recent_has(cache, &content->pointer.id))
+		return remove_known(path, message);
+	shard_path(&content->pointer.id, blob_path);
+	error = durable_place(cache, AT_FDCWD, path, blob_path, RENAME_NOREPLACE);
+	if (error == -ERR_EXISTS)
+		return remove_known(path, message);
+	if (error)
+		return fail(message, error, "cannot move '%s' to %s/blobs: %s", path, cache->path,
+		            error_text(error));
+	if (!used_lately(&status))
+		(void)utimensat(cache->blobs, blob_path, used_now, 0);
+	pthread_mutex_lock(&cache->table_lock);
+	cache->durable_count++;
+	cache->durable_bytes += disk_bytes_of(&status);
+	pthread_mutex_unlock(&cache->table_lock);
+	evict_before(cache, 0);
 	return 0;
 }
 

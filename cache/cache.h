@@ -51,6 +51,11 @@ bool cache_has(struct cache *cache, const struct content *content);
  * that nobody can write to the file any more. */
 int cache_adopt(struct cache *cache, const struct content *content, const char *path,
                 struct message *message);
+/* For many files at once: what is on the cache's file system is durable when it returns 0. */
+int cache_sync(struct cache *cache);
+/* The same for a file whose bytes have been synced: it is trusted at once. */
+int cache_adopt_synced(struct cache *cache, const struct content *content, const char *path,
+                       struct message *message);
 
 struct cache_stats {
 	uint64_t blobs, bytes, hits, misses, fetched_bytes, evicted;

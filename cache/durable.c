@@ -137,17 +137,17 @@ static int sync_file(struct cache *cache, const char *name)
 	return 0;
 }
 
-static int move_to_blobs(struct cache *cache, const char *path)
+int durable_place(struct cache *cache, int directory, const char *name, const char *path,
+                  unsigned flags)
 {
-	const char *name = path + 3;
-	if (renameat(cache->recents, name, cache->blobs, path) == 0)
+	if (renameat2(directory, name, cache->blobs, path, flags) == 0)
 		return 0;
 	if (errno != ENOENT)
 		return error_system(errno);
 	char shard[3] = {path[0], path[1], '\0'};
 	if (mkdirat(cache->blobs, shard, 0700) < 0 && errno != EEXIST)
 		return error_system(errno);
-	return renameat(cache->recents, name, cache->blobs, path) < 0 ? error_system(errno) : 0;
+	return renameat2(directory, name, cache->blobs, path, flags) < 0 ? error_system(errno) : 0;
 }
 
 static void settle_recent(struct cache *cache, const struct recent_copy *copy, bool synced)
@@ -163,7 +163,7 @@ static void settle_recent(struct cache *cache, const struct recent_copy *copy, b
 		return;
 	}
 	bool known = faccessat(cache->blobs, path, F_OK, 0) == 0;
-	int error = move_to_blobs(cache, path);
+	int error = durable_place(cache, cache->recents, path + 3, path, 0);
 	if (error && error != -ERR_NOT_FOUND)
 		return; /* it may stay where it is until the next try */
 	if (!recent_remove(cache, &copy->id, &bytes) || error || known)

@@ -153,6 +153,9 @@ int durable_open(struct cache *cache, struct message *message);
 /* Sync everything in recent/ and move it to blobs/. */
 void durable_sync(struct cache *cache);
 bool durable_due(struct cache *cache);
+/* Rename a synced file to blobs/`path` ("xx/<id>"); `flags` as of renameat2(2). */
+int durable_place(struct cache *cache, int directory, const char *name, const char *path,
+                  unsigned flags);
 int keeper_start(struct cache *cache);
 void keeper_stop(struct cache *cache);
 void keeper_wake(struct cache *cache);

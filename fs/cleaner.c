@@ -1,8 +1,9 @@
 /*
  * cleaner.c — hides how overlays that nobody owns are deleted: in the background, a batch at a
- * time, their staging files after the records that named them.
+ * time, their staging files after the records that named them. What a commit of many files left to
+ * adopt becomes cached blobs before that.
  */
-#include "fs/worktree_internal.h"
+#include "fs/snapshot.h"
 
 #include <string.h>
 #include <time.h>
@@ -12,6 +13,7 @@
 struct discarded {
 	struct discarded *next;
 	uint64_t overlay, successor;
+	struct stored stored; /* to adopt before the staging files go; may be empty */
 };
 
 void cleaner_init(struct worktrees *trees)
@@ -24,14 +26,28 @@ void cleaner_init(struct worktrees *trees)
 	pthread_condattr_destroy(&monotonic);
 }
 
+static void discarded_free(struct discarded *item)
+{
+	stored_release(&item->stored);
+	free(item);
+}
+
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor)
+{
+	struct stored none = {0};
+	overlay_discard_committed(trees, overlay, successor, &none);
+}
+
+void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64_t successor,
+                               struct stored *stored)
 {
 	if (overlay == 0 || overlay == successor)
 		return;
 	struct discarded *item = malloc(sizeof(*item));
 	if (item == NULL)
 		return; /* found and deleted at the next opening */
-	*item = (struct discarded){NULL, overlay, successor};
+	*item = (struct discarded){NULL, overlay, successor, *stored};
+	*stored = (struct stored){0};
 	pthread_mutex_lock(&trees->cleaner_lock);
 	/* In this order: a successor that was itself discarded since still has its records, and its
 	 * own successor keeps what it kept. */
@@ -147,10 +163,12 @@ static void *cleaner_main(void *context)
 		}
 		trees->discarded = item->next;
 		pthread_mutex_unlock(&trees->cleaner_lock);
+		stored_adopt_rest(&item->stored, trees, is_closing);
+		stored_release(&item->stored);
 		int r = clean_overlay(trees, item);
 		pthread_mutex_lock(&trees->cleaner_lock);
 		if (r == 0) {
-			free(item);
+			discarded_free(item);
 			continue;
 		}
 		item->next = trees->discarded; /* a full disk: try again later */
@@ -182,7 +200,7 @@ void cleaner_release(struct worktrees *trees)
 	while (trees->discarded != NULL) {
 		struct discarded *item = trees->discarded;
 		trees->discarded = item->next;
-		free(item);
+		discarded_free(item);
 	}
 	pthread_cond_destroy(&trees->cleaner_wake);
 	pthread_mutex_destroy(&trees->cleaner_lock);

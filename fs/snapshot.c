@@ -558,8 +558,12 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 	if (observer.moved && !id_equal(&committing->shown.tree.id, &committing->built.tree.id))
 		observer.moved(observer.context, worktree_branch(committing->worktree),
 		               &committing->built.tree, &committing->shown.tree);
-	stored_adopt(&committing->stored, committing->trees);
-	overlay_discard(committing->trees, committing->view.overlay, committing->left);
+	uint64_t overlay = committing->view.overlay;
+	if (stored_adopt(&committing->stored, committing->trees))
+		overlay_discard_committed(committing->trees, overlay, committing->left,
+		                          &committing->stored);
+	else
+		overlay_discard(committing->trees, overlay, committing->left);
 }
 
 int worktree_commit(struct worktree *worktree, const struct commit_options *options,

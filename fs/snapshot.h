@@ -3,6 +3,7 @@
  *
  *   snapshot.c          worktree_commit: the order of things, waiting for writers, retries
  *   snapshot_path.c     paths: sets of them, where a walk is, what one is in an overlay
+ *   stored_files.c      the table of what was stored; making blobs of it
  *   snapshot_upload.c   staging files to content: who has been stored, and is it still true
  *   snapshot_tree.c     overlay to trees, whole or limited to paths
  *   worktree_changes.c  what an overlay changes; comparing files
@@ -69,31 +70,50 @@ int ground_locate(const struct ground *ground, const char *path, struct located 
                   struct message *message);
 
 /* -- stored content of staging files -- */
-struct stored_file {
+struct stored_pack;
+struct stored_file { /* there may be millions */
+	uint64_t number, staging;
+	int64_t ctime_ns;
+	uint64_t size;
+	struct id id;
+	const struct stored_pack *pack;
+	uint32_t offset, stored, raw; /* of its place */
+	uint8_t codec, key, kind;
+	bool settled : 1; /* the staging file was at rest when it was read: its ctime tells changes
+	                   */
+	bool used : 1;    /* the trees being committed have it: checked with the gate closed */
+	bool piecewise : 1;
+	bool open : 1; /* had writers when it was taken: it may have other bytes since, even if
+	                  not now */
+};
+struct stored { /* zero: none */
+	struct stored_file **blocks;
+	size_t count;
+	uint32_t *slots; /* by inode number */
+	size_t slot_count;
+	struct stored_pack *packs;
+	bool open; /* any of those used was */
+};
+/* What storing a staging file gave. */
+struct stored_result {
 	uint64_t number, staging;
 	int64_t ctime_ns;
 	struct content content;
-	bool settled; /* the staging file was at rest when it was read: its ctime tells changes */
-	bool used;    /* the trees being committed have it: checked with the gate closed */
-	bool piecewise;
-	bool open; /* had writers when it was taken: it may have other bytes since, even if not now
-	            */
-	UT_hash_handle hh;
-};
-struct stored {
-	struct stored_file *files; /* by inode number */
-	bool open;                 /* any of those used was */
+	bool settled, piecewise;
 };
 void stored_release(struct stored *stored);
 struct stored_file *stored_find(const struct stored *stored, uint64_t number);
+int stored_enter(struct stored *stored, const struct stored_result *found);
+struct content stored_file_content(const struct stored_file *file);
 /* The gate was opened again: what was checked may have changed. */
 void stored_unuse(struct stored *stored);
 /* The commit made, gate still closed: what overlay `left` (0: none) names is no longer `used`. As
  * soon as the gate opens it may be written to, and removed from there. */
 void stored_leave(struct stored *stored, struct worktrees *trees, uint64_t left);
 /* Gate open again: staging files that are whole and used become cached blobs. Failing costs a
- * fetch later, nothing else. */
-void stored_adopt(const struct stored *stored, struct worktrees *trees);
+ * fetch later, nothing else. Does it for the large ones and the first few thousand, and returns how
+ * many are left. */
+size_t stored_adopt(struct stored *stored, struct worktrees *trees);
 /* Store every staged file of the overlay (below `paths`, unless that is empty) that is not open
  * for writing and not stored yet, with a few threads, while mutations go on. *ret_files: how many
  * were stored by this call. */

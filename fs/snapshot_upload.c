@@ -23,83 +23,6 @@
 #define PROGRESS_INTERVAL_MS 200
 #define TRIES_MAX 5
 
-/* -- the table -- */
-
-void stored_release(struct stored *stored)
-{
-	struct stored_file *file, *next;
-	HASH_ITER (hh, stored->files, file, next) {
-		HASH_DEL(stored->files, file);
-		free(file);
-	}
-}
-
-struct stored_file *stored_find(const struct stored *stored, uint64_t number)
-{
-	struct stored_file *file;
-	HASH_FIND(hh, stored->files, &number, sizeof(number), file);
-	return file;
-}
-
-void stored_unuse(struct stored *stored)
-{
-	struct stored_file *file, *next;
-	HASH_ITER (hh, stored->files, file, next)
-		file->used = false;
-	stored->open = false;
-}
-
-/* The staging file has a use in another overlay. */
-static bool is_left(struct worktrees *trees, uint64_t left, const struct stored_file *file)
-{
-	if (!left)
-		return false;
-	CLEANUP(inode_release) struct inode inode = {0};
-	int error = overlay_read_inode(trees, left, file->number, &inode);
-	return error ? error != -ERR_NOT_FOUND : inode.staging == file->staging;
-}
-
-void stored_leave(struct stored *stored, struct worktrees *trees, uint64_t left)
-{
-	struct stored_file *file, *next;
-	HASH_ITER (hh, stored->files, file, next)
-		if (file->used && is_left(trees, left, file))
-			file->used = false;
-}
-
-void stored_adopt(const struct stored *stored, struct worktrees *trees)
-{
-	struct stored_file *file, *next;
-	if (!trees->cache)
-		return;
-	HASH_ITER (hh, stored->files, file, next) {
-		if (!file->used || file->piecewise || file->content.kind == CONTENT_EMPTY ||
-		    file->staging < trees->first_number)
-			continue;
-		CLEANUP(free_pointer) char *path = staging_absolute(trees, file->staging);
-		if (path)
-			(void)cache_adopt(trees->cache, &file->content, path, NULL);
-	}
-}
-
-static int stored_enter(struct stored *stored, const struct stored_file *found)
-{
-	struct stored_file *file = stored_find(stored, found->number);
-	if (!file) {
-		file = calloc(1, sizeof(*file));
-		if (!file)
-			return -ERR_NO_MEMORY;
-		file->number = found->number;
-		HASH_ADD(hh, stored->files, number, sizeof(file->number), file);
-	}
-	file->staging = found->staging;
-	file->ctime_ns = found->ctime_ns;
-	file->content = found->content;
-	file->settled = found->settled;
-	file->piecewise = found->piecewise;
-	return 0;
-}
-
 static int64_t ctime_of(const struct stat *status)
 {
 	return (int64_t)status->st_ctim.tv_sec * 1000000000 + status->st_ctim.tv_nsec;
@@ -109,8 +32,7 @@ static bool stored_valid(const struct stored_file *file, const struct inode *ino
                          const struct stat *status)
 {
 	return file && file->settled && file->staging == inode->staging &&
-	       file->ctime_ns == ctime_of(status) &&
-	       file->content.size == (uint64_t)status->st_size;
+	       file->ctime_ns == ctime_of(status) && file->size == (uint64_t)status->st_size;
 }
 
 /* -- one file -- */
@@ -134,9 +56,8 @@ static int store_piecewise(struct worktrees *trees, struct packer *packer,
 	                          progress, ret_content, message);
 }
 
-/* Everything but `number` and `used` of the result is set. */
 static int store_file(struct worktrees *trees, struct packer *packer, const struct inode *inode,
-                      const struct progress *progress, struct stored_file *ret_file,
+                      const struct progress *progress, struct stored_result *ret_file,
                       struct message *message)
 {
 	CLEANUP(close_descriptor) int fd = -1;
@@ -177,7 +98,8 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 {
 	struct stored_file *file = stored_find(stored, inode->number);
 	if (file && file->used && file->staging == inode->staging) {
-		*ret_content = file->content; /* another name of it; the gate is closed */
+		*ret_content =
+		        stored_file_content(file); /* another name of it; the gate is closed */
 		return 0;
 	}
 	struct stat status;
@@ -187,7 +109,7 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 		            error_text(error));
 	bool open = worktree_writers(trees, inode->number);
 	if (!stored_valid(file, inode, &status) || open) {
-		struct stored_file found = {0};
+		struct stored_result found = {0};
 		error = store_file(trees, packer, inode, progress, &found, message);
 		if (!error)
 			error = stored_enter(stored, &found);
@@ -198,7 +120,7 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 	file->used = true;
 	file->open = open;
 	stored->open |= open;
-	*ret_content = file->content;
+	*ret_content = stored_file_content(file);
 	return 0;
 }
 
@@ -207,7 +129,7 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 struct job {
 	struct inode inode;
 	uint64_t bytes;
-	struct stored_file result;
+	struct stored_result result;
 	bool done;
 };
 

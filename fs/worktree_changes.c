@@ -136,7 +136,8 @@ int inode_matches(struct worktrees *trees, const struct inode *inode,
 	if (stored) {
 		const struct stored_file *file = stored_find(stored, inode->number);
 		*ret_matches = file && file->used && !file->open &&
-		               content_equal(&file->content, &entry->content);
+		               file->size == entry->content.size &&
+		               id_equal(&file->id, &entry->content.pointer.id);
 		return 0;
 	}
 	*ret_matches = false;

@@ -209,6 +209,14 @@ static inline uint64_t overlay_new(struct worktrees *trees)
  * inodes name, except those that inodes of the same number in overlay `successor` (0: none) name
  * too. KEEP_STAGING: unlink none. Accepts overlay 0. */
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
+/* The same after a commit of it: first what is left to adopt of `stored` becomes cached blobs, in
+ * the background. Until then it is read from the store like any committed file. Takes *stored. */
+struct stored;
+void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64_t successor,
+                               struct stored *stored);
+/* stored_files.c; stops when is_closing says so. */
+void stored_adopt_rest(struct stored *stored, struct worktrees *trees,
+                       bool (*is_closing)(struct worktrees *trees));
 
 /* cleaner.c. init before anything else; release stops the thread. */
 void cleaner_init(struct worktrees *trees);

@@ -38,6 +38,7 @@ struct call {
 	uint64_t checkpoint_moved;
 	int64_t checkpoint_ms;
 	bool answering; /* the first byte came */
+	bool headed;    /* the headers came whole */
 	bool repeated;  /* curl wanted to send the body again */
 	bool stalled;
 	int error; /* why a callback stopped the transfer */
@@ -181,8 +182,11 @@ static size_t receive_header(char *line, size_t size, size_t count, void *contex
 		curl_easy_getinfo(call->easy, CURLINFO_RESPONSE_CODE, &status);
 		response->status = (int)status;
 		response->etag[0] = response->content_range[0] = '\0';
+		call->headed = false;
 		return length;
 	}
+	if (length <= 2 && (line[0] == '\r' || line[0] == '\n'))
+		call->headed = true;
 	keep_header(line, length, "etag", response->etag, sizeof(response->etag));
 	keep_header(line, length, "content-range", response->content_range,
 	            sizeof(response->content_range));
@@ -374,6 +378,9 @@ static void conclude(struct call *call, CURLcode code)
 		            : code == CURLE_OUT_OF_MEMORY ? -ERR_NO_MEMORY
 		                                          : -ERR_INVALID;
 		fail_call(call, outcome_of(code), error, text);
+	} else if (!call->headed) {
+		/* curl takes what came before the end of the connection for all of them. */
+		fail_call(call, HTTP_BROKEN, 0, "the connection ended within the headers");
 	} else {
 		response->outcome = HTTP_ANSWERED;
 	}

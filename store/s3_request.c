@@ -18,6 +18,8 @@
 #define WRITE_FIRST_BYTE_MS_MIN 10000
 #define FIRST_BYTE_MS_MAX 30000
 #define FIRST_BYTE_MS_UNKNOWN 10000
+#define CONNECT_MS_MAX 5000
+#define STALL_MS_MAX 10000
 #define LATENCY_BODY_BYTES_MAX (64u << 10)
 
 void s3_answer_release(struct s3_answer *answer)
@@ -97,6 +99,12 @@ void s3_learn(struct s3 *s3, const struct s3_request *request, const struct s3_a
 	pthread_mutex_unlock(&s3->lock);
 }
 
+/* No single wait is longer than all of them together may be. */
+static int64_t at_most(const struct s3 *s3, int64_t ms)
+{
+	return ms < s3->settings.timeout_ms ? ms : s3->settings.timeout_ms;
+}
+
 static int64_t first_byte_ms(struct s3 *s3, const struct s3_request *request, unsigned tries)
 {
 	pthread_mutex_lock(&s3->lock);
@@ -112,7 +120,7 @@ static int64_t first_byte_ms(struct s3 *s3, const struct s3_request *request, un
 	ms <<= tries < 4 ? tries : 4;
 	if (ms > FIRST_BYTE_MS_MAX)
 		ms = FIRST_BYTE_MS_MAX;
-	return ms < s3->settings.timeout_ms ? ms : s3->settings.timeout_ms;
+	return at_most(s3, ms);
 }
 
 /* -- one request -- */
@@ -216,7 +224,9 @@ int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
 	                                    .body = request->body,
 	                                    .body_length = request->body_length,
 	                                    .into = request->into,
+	                                    .connect_ms = at_most(s3, CONNECT_MS_MAX),
 	                                    .first_byte_ms = first_byte_ms(s3, request, tries),
+	                                    .stall_ms = at_most(s3, STALL_MS_MAX),
 	                                    .once = request->once};
 	http_perform(s3->http, &http_request, &ret_answer->http);
 	if (ret_answer->http.outcome == HTTP_ANSWERED && !s3_is_good(ret_answer))

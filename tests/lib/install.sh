@@ -91,7 +91,8 @@ for group in "$@"; do
 	ceph) # a real S3 engine, and two that must be refused
 		debian radosgw ceph-mon ceph-osd ceph-common curl python3 python3-venv
 		command -v npm >/dev/null || debian npm
-		have_python moto.server || python 'moto[server,s3]'
+		# Newer ones know If-Match, though not atomically.
+		have_python "moto.server, moto; assert moto.__version__ == '5.0.28'" || python 'moto[server,s3]==5.0.28'
 		node s3rver
 		;;
 	bench)

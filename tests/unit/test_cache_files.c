@@ -119,6 +119,45 @@ static void adopted_file_keeps_its_inode(void **state)
 	free(bytes);
 }
 
+/* Synced files are trusted without a stay in recent/. */
+static void a_synced_file_is_a_blob_at_once(void **state)
+{
+	struct world *world = *state;
+	char path[128];
+	uint8_t *bytes = make_bytes(70 * KIB, 18);
+	struct content content = store_bytes(world, bytes, 70 * KIB);
+	snprintf(path, sizeof(path), "%s/staged", world->directory);
+	for (int i = 0; i < 2; i++) { /* the second is only removed */
+		write_local(path, bytes, 70 * KIB);
+		assert_int_equal(cache_sync(world->cache), 0);
+		assert_int_equal(cache_adopt_synced(world->cache, &content, path, &world->message),
+		                 0);
+		assert_int_equal(access(path, F_OK), -1);
+		assert_int_equal(names_in(world->cache_path, "recent"), 0);
+		assert_int_equal(stats_of(world).blobs, 1);
+	}
+	struct blob *blob;
+	assert_int_equal(cache_get(world->cache, &content, &blob, &world->message), 0);
+	assert_true(blob_complete(blob));
+	assert_int_equal(world->probe.gets, 0);
+	assert_blob_bytes(blob, bytes, 70 * KIB, 0);
+	blob_unref(blob);
+	/* One that lies in recent/ stays there. */
+	struct content second = store_bytes(world, bytes + 1, 60 * KIB);
+	write_local(path, bytes + 1, 60 * KIB);
+	assert_int_equal(cache_adopt(world->cache, &second, path, &world->message), 0);
+	write_local(path, bytes + 1, 60 * KIB);
+	assert_int_equal(cache_adopt_synced(world->cache, &second, path, &world->message), 0);
+	assert_int_equal(access(path, F_OK), -1);
+	assert_int_equal(stats_of(world).blobs, 2);
+	write_local(path, bytes, 10);
+	assert_int_equal(cache_adopt_synced(world->cache, &content, path, &world->message),
+	                 -ERR_INVALID);
+	assert_int_equal(access(path, F_OK), 0);
+	unlink(path);
+	free(bytes);
+}
+
 static void adopting_what_is_being_read_in_parts(void **state)
 {
 	struct world *world = *state;
@@ -446,6 +485,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	        TEST(kill_keeps_whole_files_and_power_cut_only_synced_ones),
 	        TEST(adopted_file_keeps_its_inode),
+	        TEST(a_synced_file_is_a_blob_at_once),
 	        TEST(adopting_what_is_being_read_in_parts),
 	        TEST(least_recently_used_go_first),
 	        TEST(idle_parts_are_let_go_too),

@@ -1,6 +1,7 @@
 /* Commits of working trees: what they hold, what stays, what races and crashes leave. */
 #include "tests/unit/working_tree.h"
 
+#include <dirent.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -756,6 +757,53 @@ static void test_move__killed_at_every_store_call(void **state)
 	crash_everywhere(crash_move, "removed d/x\nadded d/z\nadded new\nmodified old\n");
 }
 
+/* -- many files -- */
+
+static size_t count_staging(struct fixture *fixture)
+{
+	char root[256], path[300];
+	size_t count = 0;
+	fixture_path(fixture, "staging", root);
+	for (unsigned shard = 0; shard < 256; shard++) {
+		snprintf(path, sizeof(path), "%s/%02x", root, shard);
+		DIR *directory = opendir(path);
+		const struct dirent *entry;
+		assert_non_null(directory);
+		while ((entry = readdir(directory)))
+			count += entry->d_name[0] != '.';
+		closedir(directory);
+	}
+	return count;
+}
+
+/* The first thousands become blobs at once, the others soon: no staging file stays. */
+static void test_commit__adopts_many_in_the_background(void **state)
+{
+	struct fixture fixture;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	enum { FILES = 6000 };
+	check(make(main, "t", S_IFDIR | 0755, NULL));
+	for (int i = 0; i < FILES; i++) {
+		char path[32];
+		snprintf(path, sizeof(path), "t/%06d", i);
+		check(put(main, path, path));
+	}
+	struct commit_options options = commit_all();
+	struct commit_result result;
+	struct cache_stats stats;
+	check(worktree_commit(main, &options, &result, message));
+	int64_t until = clock_monotonic_ms() + 60000;
+	do {
+		usleep(10000);
+		cache_stats(fixture.cache, &stats);
+	} while ((stats.blobs < FILES || count_staging(&fixture)) && clock_monotonic_ms() < until);
+	assert_int_equal(stats.blobs, FILES);
+	assert_int_equal(count_staging(&fixture), 0);
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
 /* -- how much it costs -- */
 
 static void test_commit__many_small_files(void **state)
@@ -807,6 +855,7 @@ int main(void)
 	        cmocka_unit_test(test_commit__killed_at_every_store_call),
 	        cmocka_unit_test(test_commit__killed_with_changes_left),
 	        cmocka_unit_test(test_move__killed_at_every_store_call),
+	        cmocka_unit_test(test_commit__adopts_many_in_the_background),
 	        cmocka_unit_test(test_commit__many_small_files),
 	};
 	return cmocka_run_group_tests_name("snapshot", tests, NULL, NULL);

@@ -46,7 +46,7 @@ enum http_outcome {
 	HTTP_NOT_SENT,  /* no connection: the server has not seen it */
 	HTTP_BROKEN,    /* the connection ended before the answer did */
 	HTTP_STALLED,   /* nothing moved for too long */
-	HTTP_UNTRUSTED, /* the server's certificate or the TLS handshake */
+	HTTP_UNTRUSTED, /* the server's certificate */
 	HTTP_FAILED,    /* here: no memory, a bad URL, a body larger than `into` may hold */
 };
 #define HTTP_ERROR_BODY_MAX (64u << 10)

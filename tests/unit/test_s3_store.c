@@ -410,6 +410,22 @@ static void test_never_connected_is_no_doubt(void **state)
 
 /* -- other writes -- */
 
+/* HTTPS asked of a server that waits for something else. */
+static void test_no_handshake(void **state)
+{
+	static const char *const script[] = {GOOD("", "0")};
+	server_start(&server, script, 1);
+	snprintf(url, sizeof(url), "s3://lake?endpoint=https://127.0.0.1:%d&timeout=1",
+	         server.port);
+	assert_int_equal(object_store_open(url, false, &store, &message), 0);
+	int64_t start_ms = clock_monotonic_ms();
+	assert_int_equal(put_if(NULL, NULL), -ERR_STORE_AWAY);
+	expect_words("cannot be reached");
+	assert_true(clock_monotonic_ms() - start_ms < 4000);
+	assert_int_equal(server.request_count, 0);
+	stop();
+}
+
 static void test_put_is_repeated(void **state)
 {
 	static const char *const script[] = {"CLOSE", ERROR("409 No", "OperationAborted"),
@@ -686,6 +702,7 @@ int main(void)
 	        ONE(test_doubt_then_refused),
 	        ONE(test_kept_connection_dies),
 	        ONE(test_never_connected_is_no_doubt),
+	        ONE(test_no_handshake),
 	        ONE(test_put_is_repeated),
 	        ONE(test_parts_are_aborted),
 	        ONE(test_completion_may_fail_late),

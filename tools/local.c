@@ -39,6 +39,32 @@ static cJSON *reply_lake(const char *directory)
 
 /* -- init and clone -- */
 
+/* The store's URL with what options add to it; *ret_url is NULL when `url` is. */
+static int complete_url(const cJSON *request, const char *url, char **ret_url,
+                        struct message *message)
+{
+	static const char *const parts[] = {"endpoint", "region", "ca-file", "profile"};
+	CLEANUP(free_pointer) char *whole = url ? strdup(url) : NULL;
+	if (url && !whole)
+		return -ERR_NO_MEMORY;
+	for (size_t i = 0; i < ARRAY_SIZE(parts); i++) {
+		const char *value = string_of(request, parts[i]);
+		char *longer = NULL;
+		if (!value)
+			continue;
+		if (!url)
+			return fail(message, -ERR_INVALID, "--%s needs --store s3://BUCKET/PREFIX",
+			            i ? parts[i] : "endpoint-url");
+		int error = object_store_url_add(whole, parts[i], value, &longer, message);
+		if (error < 0)
+			return error;
+		free(whole);
+		whole = longer;
+	}
+	*ret_url = steal(&whole);
+	return 0;
+}
+
 int local_init(const cJSON *request, const char *lake, cJSON **ret_reply, struct message *message)
 {
 	const char *directory = string_of(request, "directory");
@@ -46,7 +72,10 @@ int local_init(const cJSON *request, const char *lake, cJSON **ret_reply, struct
 	caller_self(&caller);
 	if (!directory)
 		directory = lake;
-	int error = lake_init(directory, string_of(request, "store"), caller.name, message);
+	CLEANUP(free_pointer) char *url = NULL;
+	int error = complete_url(request, string_of(request, "store"), &url, message);
+	if (!error)
+		error = lake_init(directory, url, caller.name, message);
 	if (!error)
 		*ret_reply = reply_lake(directory);
 	return error;
@@ -57,7 +86,10 @@ int local_clone(const cJSON *request, const char *lake, cJSON **ret_reply, struc
 	const char *directory = string_of(request, "directory");
 	if (!directory)
 		directory = lake;
-	int error = lake_clone(string_of(request, "url"), directory, message);
+	CLEANUP(free_pointer) char *url = NULL;
+	int error = complete_url(request, string_of(request, "url"), &url, message);
+	if (!error)
+		error = lake_clone(url, directory, message);
 	if (!error)
 		*ret_reply = reply_lake(directory);
 	return error;

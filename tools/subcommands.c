@@ -8,19 +8,30 @@
 	"BRANCH@TIME (ISO time), and any of these followed by ~N (Nth ancestor) or ^N (Nth " \
 	"parent)."
 
+/* Parts of an S3 store's URL, as options. */
+#define STORE_OPTIONS \
+	{0, "endpoint-url", "endpoint", OPTION_STRING, "URL", "an S3 engine other than AWS"}, \
+	        {0, "region", "region", OPTION_STRING, "NAME", "the S3 bucket's region"}, \
+	        {0, "ca-file", "ca-file", OPTION_STRING, "FILE", "certificates to trust"}, \
+	{ \
+		0, "profile", "profile", OPTION_STRING, "NAME", "of the shared AWS configuration" \
+	}
+
 const struct subcommand subcommands[] = {
         {.name = "init",
-         .usage = "[--store URL] [DIR]",
+         .usage = "[--store URL] [--endpoint-url URL] [--region NAME] [--ca-file FILE] [DIR]",
          .summary = "make a new lake",
          .text = "DIR is the lake's directory on this host (default: --lake, $LAKE_DIR, or the\n"
                  "default lake). The store holds all data; without --store it is DIR/store.",
          .words = {{"directory", WORD_OPTIONAL}},
          .options = {{0, "store", "store", OPTION_STRING, "URL",
-                      "file:///path of the object store"}}},
+                      "file:///path or s3://bucket/prefix"},
+                     STORE_OPTIONS}},
         {.name = "clone",
-         .usage = "URL [DIR]",
+         .usage = "URL [--endpoint-url URL] [--region NAME] [--ca-file FILE] [DIR]",
          .summary = "join an existing lake by its store",
-         .words = {{"url", WORD_REQUIRED}, {"directory", WORD_OPTIONAL}}},
+         .words = {{"url", WORD_REQUIRED}, {"directory", WORD_OPTIONAL}},
+         .options = {STORE_OPTIONS}},
         {.name = "mount",
          .usage = "[MOUNTPOINT] [--foreground]",
          .summary = "start laked and return when it answers",

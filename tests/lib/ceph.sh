@@ -4,10 +4,12 @@
 #   tests/lib/ceph.sh start DIR [OSDS [GATEWAYS]]   default: one OSD in memory, one gateway
 #   tests/lib/ceph.sh stop DIR
 #   tests/lib/ceph.sh bucket DIR NAME               make a bucket
+# Gateways listen on LAKE_CEPH_ADDRESS (127.0.0.1).
 # `start` writes DIR/env: lines LAKE_TEST_ENDPOINT=, LAKE_TEST_ENDPOINTS= (all), AWS_ACCESS_KEY_ID=,
 # AWS_SECRET_ACCESS_KEY=. Process ids are in DIR/run/*.pid. With three OSDs or more each object lies on
 # three and on disk (two suffice to go on), so that one may be killed.
 set -eu
+: "${LAKE_CEPH_ADDRESS:=127.0.0.1}"
 
 daemon_pid() { cat "$1" 2>/dev/null || true; }
 
@@ -105,8 +107,8 @@ write_keyring() { # DIR
 
 start_gateway() { # DIR ID PORT
 	local tries=600
-	radosgw -c "$1/ceph.conf" -n "client.rgw.$2" --rgw_frontends="beast endpoint=127.0.0.1:$3 tcp_nodelay=1"
-	until curl -s --noproxy '*' -o /dev/null "http://127.0.0.1:$3/"; do
+	radosgw -c "$1/ceph.conf" -n "client.rgw.$2" --rgw_frontends="beast endpoint=$LAKE_CEPH_ADDRESS:$3 tcp_nodelay=1"
+	until curl -s --noproxy '*' -o /dev/null "http://$LAKE_CEPH_ADDRESS:$3/"; do
 		tries=$((tries - 1))
 		if [ $tries = 0 ]; then
 			echo "ceph.sh: no gateway on port $3; see $1/log" >&2
@@ -141,7 +143,7 @@ start() { # DIR OSDS GATEWAYS
 	done
 	for ((id = 0; id < gateways; id++)); do # one by one: the first makes the pools
 		start_gateway "$directory" $id $((port + 1 + id))
-		endpoints="$endpoints${endpoints:+ }http://127.0.0.1:$((port + 1 + id))"
+		endpoints="$endpoints${endpoints:+ }http://$LAKE_CEPH_ADDRESS:$((port + 1 + id))"
 	done
 	radosgw-admin -c "$directory/ceph.conf" user create --uid=test --display-name=test \
 		--access-key=testaccess --secret-key=testsecretkey >/dev/null 2>&1
@@ -195,7 +197,7 @@ start)
 stop) stop "$(realpath "$2")" ;;
 bucket) bucket "$2" "$3" ;;
 *)
-	sed -n '2,11s/^# //p' "$0" >&2
+	sed -n '2,12s/^# //p' "$0" >&2
 	exit 2
 	;;
 esac

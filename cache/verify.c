@@ -138,7 +138,7 @@ static void verify_name(struct cache *cache, int directory, const char *name, co
 int cache_verify(struct cache *cache, cache_damage_fn *callback, void *context,
                  const struct progress *progress, struct message *message)
 {
-	struct object_store nothing = {&nothing_ops};
+	struct object_store nothing = {.ops = &nothing_ops};
 	CLEANUP(odb_release) struct odb *odb = NULL;
 	int error = odb_new(&nothing, &(struct odb_options){0}, &odb);
 	if (error)

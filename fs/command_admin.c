@@ -218,6 +218,8 @@ int command_doctor(struct command *command)
 /* -- stats -- */
 
 struct figures {
+	struct object_stats store;
+	uint64_t store_requests;
 	struct odb_stats odb;
 	struct cache_stats cache;
 	struct state_stats state;
@@ -228,6 +230,8 @@ struct figures {
 static void read_figures(struct lake *lake, struct figures *ret_figures)
 {
 	memset(ret_figures, 0, sizeof *ret_figures);
+	object_stats(lake->store, &ret_figures->store);
+	ret_figures->store_requests = object_stats_requests(&ret_figures->store);
 	odb_stats(lake->odb, &ret_figures->odb);
 	cache_stats(lake->cache, &ret_figures->cache);
 	state_stats(lake->state, &ret_figures->state);
@@ -237,6 +241,19 @@ static void read_figures(struct lake *lake, struct figures *ret_figures)
 
 /* One table for the JSON of `stats` and the Prometheus text of .lake/metrics. */
 #define FIGURES(X) \
+	X(store_requests, "store_requests_total", "counter") \
+	X(store.requests[OBJECT_GET], "store_get_requests_total", "counter") \
+	X(store.requests[OBJECT_GET_IF_CHANGED], "store_get_if_changed_requests_total", "counter") \
+	X(store.requests[OBJECT_PUT], "store_put_requests_total", "counter") \
+	X(store.requests[OBJECT_PUT_IF], "store_conditional_put_requests_total", "counter") \
+	X(store.requests[OBJECT_LIST], "store_list_requests_total", "counter") \
+	X(store.requests[OBJECT_REMOVE], "store_delete_requests_total", "counter") \
+	X(store.requests[OBJECT_MULTIPART], "store_multipart_requests_total", "counter") \
+	X(store.unchanged, "store_unchanged_total", "counter") \
+	X(store.received_bytes, "store_received_bytes_total", "counter") \
+	X(store.sent_bytes, "store_sent_bytes_total", "counter") \
+	X(store.retries, "store_retries_total", "counter") \
+	X(store.timeouts, "store_timeouts_total", "counter") \
 	X(odb.reads, "store_reads_total", "counter") \
 	X(odb.read_bytes, "store_read_bytes_total", "counter") \
 	X(odb.cache_hits, "record_cache_hits_total", "counter") \

@@ -117,12 +117,26 @@ int object_store_url_add(const char *url, const char *name, const char *value, c
 	return 0;
 }
 
+/* For backends that do not count what they send. */
+static void count_call(struct object_store *store, enum object_request request, size_t sent_bytes,
+                       size_t received_bytes)
+{
+	if (store->ops->counts)
+		return;
+	store->counters.requests[request]++;
+	store->counters.sent_bytes += sent_bytes;
+	store->counters.received_bytes += received_bytes;
+}
+
 int object_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
                struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
 {
 	if (!object_key_valid(key))
 		return bad_key(key, message);
-	return store->ops->get(store, key, offset, length, ret_bytes, ret_etag, message);
+	size_t before = ret_bytes->length;
+	int error = store->ops->get(store, key, offset, length, ret_bytes, ret_etag, message);
+	count_call(store, OBJECT_GET, 0, ret_bytes->length - before);
+	return error;
 }
 
 int object_put(struct object_store *store, const char *key, const void *bytes, size_t length,
@@ -130,6 +144,7 @@ int object_put(struct object_store *store, const char *key, const void *bytes, s
 {
 	if (!object_key_valid(key))
 		return bad_key(key, message);
+	count_call(store, OBJECT_PUT, length, 0);
 	return store->ops->put(store, key, bytes, length, message);
 }
 
@@ -138,6 +153,7 @@ int object_put_if_absent(struct object_store *store, const char *key, const void
 {
 	if (!object_key_valid(key))
 		return bad_key(key, message);
+	count_call(store, OBJECT_PUT_IF, length, 0);
 	return store->ops->put_if_absent(store, key, bytes, length, ret_etag, message);
 }
 
@@ -149,6 +165,7 @@ int object_put_if_match(struct object_store *store, const char *key, const void 
 		return bad_key(key, message);
 	/* An empty etag (a listing's "unknown") matches nothing; passing it on would be a bug. */
 	assert(expected != NULL && expected->text[0] != '\0');
+	count_call(store, OBJECT_PUT_IF, length, 0);
 	return store->ops->put_if_match(store, key, bytes, length, expected, ret_etag, message);
 }
 
@@ -157,6 +174,7 @@ int object_list(struct object_store *store, const char *prefix, object_list_fn *
 {
 	if (!path_valid(prefix, true))
 		return bad_key(prefix, message);
+	count_call(store, OBJECT_LIST, 0, 0);
 	return store->ops->list(store, prefix, callback, context, message);
 }
 
@@ -164,17 +182,14 @@ int object_remove(struct object_store *store, const char *key, struct message *m
 {
 	if (!object_key_valid(key))
 		return bad_key(key, message);
+	count_call(store, OBJECT_REMOVE, 0, 0);
 	return store->ops->remove(store, key, message);
 }
 
-int object_get_if_changed(struct object_store *store, const char *key, const struct etag *known,
-                          struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
+/* For backends that can only read. */
+static int get_and_compare(struct object_store *store, const char *key, const struct etag *known,
+                           struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
 {
-	if (!object_key_valid(key))
-		return bad_key(key, message);
-	assert(known->text[0] != '\0');
-	if (store->ops->get_if_changed != NULL)
-		return store->ops->get_if_changed(store, key, known, ret_bytes, ret_etag, message);
 	size_t before = ret_bytes->length;
 	struct etag etag;
 	int error = store->ops->get(store, key, 0, UINT64_MAX, ret_bytes, &etag, message);
@@ -188,6 +203,23 @@ int object_get_if_changed(struct object_store *store, const char *key, const str
 	return 1;
 }
 
+int object_get_if_changed(struct object_store *store, const char *key, const struct etag *known,
+                          struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
+{
+	if (!object_key_valid(key))
+		return bad_key(key, message);
+	assert(known->text[0] != '\0');
+	size_t before = ret_bytes->length;
+	int changed = store->ops->get_if_changed != NULL
+	                      ? store->ops->get_if_changed(store, key, known, ret_bytes, ret_etag,
+	                                                   message)
+	                      : get_and_compare(store, key, known, ret_bytes, ret_etag, message);
+	count_call(store, OBJECT_GET_IF_CHANGED, 0, ret_bytes->length - before);
+	if (changed == 0)
+		store->counters.unchanged++;
+	return changed;
+}
+
 int object_remove_many(struct object_store *store, const char *const *keys, size_t count,
                        struct message *message)
 {
@@ -198,8 +230,28 @@ int object_remove_many(struct object_store *store, const char *const *keys, size
 		return store->ops->remove_many(store, keys, count, message);
 	int error = 0;
 	for (size_t i = 0; i < count && error == 0; i++)
-		error = store->ops->remove(store, keys[i], message);
+		error = object_remove(store, keys[i], message);
 	return error;
+}
+
+void object_stats(struct object_store *store, struct object_stats *ret_stats)
+{
+	const struct object_counters *counters = &store->counters;
+	for (int i = 0; i < OBJECT_REQUESTS; i++)
+		ret_stats->requests[i] = counters->requests[i];
+	ret_stats->unchanged = counters->unchanged;
+	ret_stats->received_bytes = counters->received_bytes;
+	ret_stats->sent_bytes = counters->sent_bytes;
+	ret_stats->retries = counters->retries;
+	ret_stats->timeouts = counters->timeouts;
+}
+
+uint64_t object_stats_requests(const struct object_stats *stats)
+{
+	uint64_t sum = 0;
+	for (int i = 0; i < OBJECT_REQUESTS; i++)
+		sum += stats->requests[i];
+	return sum;
 }
 
 int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total)

@@ -40,6 +40,30 @@ struct object_info {
 /* Return non-zero to stop; list then returns that value. */
 typedef int object_list_fn(void *context, const struct object_info *info);
 
+/* What was asked of a store since it was opened. A request is one try: on S3 those that the network
+ * saw, in other stores calls. */
+enum object_request {
+	OBJECT_GET,
+	OBJECT_GET_IF_CHANGED,
+	OBJECT_PUT,
+	OBJECT_PUT_IF, /* on a condition */
+	OBJECT_LIST,   /* a page of keys */
+	OBJECT_REMOVE, /* of one object or many */
+	OBJECT_MULTIPART,
+	OBJECT_REQUESTS
+};
+struct object_stats {
+	uint64_t requests[OBJECT_REQUESTS];
+	uint64_t unchanged;                  /* of those that asked for what changed: nothing had */
+	uint64_t received_bytes, sent_bytes; /* bodies */
+	uint64_t retries;                    /* requests that repeat one that failed */
+	uint64_t timeouts;                   /* requests given up because nothing moved */
+};
+struct object_counters { /* the same, counted by many threads */
+	_Atomic(uint64_t) requests[OBJECT_REQUESTS];
+	_Atomic(uint64_t) unchanged, received_bytes, sent_bytes, retries, timeouts;
+};
+
 struct object_store;
 struct object_ops {
 	/* Must. Append bytes [offset, offset+length) of the object to `ret_bytes`; length
@@ -79,9 +103,12 @@ struct object_ops {
 	int (*remove_many)(struct object_store *store, const char *const *keys, size_t count,
 	                   struct message *message);
 	int (*probe)(struct object_store *store, char **ret_url, struct message *message);
+	/* Set by a backend that fills object_store.counters itself; calls are counted otherwise. */
+	bool counts;
 };
 struct object_store {
 	const struct object_ops *ops;
+	struct object_counters counters;
 };
 
 /* Opens file:///path, a plain absolute path, s3://bucket/prefix?NAME=VALUE... (parameters and
@@ -129,6 +156,8 @@ int object_get_if_changed(struct object_store *store, const char *key, const str
 int object_remove_many(struct object_store *store, const char *const *keys, size_t count,
                        struct message *message);
 int object_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total);
-void object_store_free(struct object_store *store); /* accepts NULL */
+void object_stats(struct object_store *store, struct object_stats *ret_stats);
+uint64_t object_stats_requests(const struct object_stats *stats); /* of all kinds */
+void object_store_free(struct object_store *store);               /* accepts NULL */
 
 #endif

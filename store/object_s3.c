@@ -134,6 +134,7 @@ static int read_object(struct s3 *s3, const char *key, const struct range *range
 		request.headers[request.header_count++] = (struct http_header){"range", span};
 	}
 	if (known != NULL) {
+		request.kind = OBJECT_GET_IF_CHANGED;
 		snprintf(match, sizeof(match), "\"%s\"", known->text);
 		request.headers[request.header_count++] =
 		        (struct http_header){"if-none-match", match};
@@ -207,7 +208,7 @@ static int s3_remove(struct object_store *store, const char *key, struct message
 {
 	struct s3 *s3 = s3_of(store);
 	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	struct s3_request request = {.method = "DELETE", .key = key};
+	struct s3_request request = {.kind = OBJECT_REMOVE, .method = "DELETE", .key = key};
 	int error = s3_perform(s3, &request, &answer, message);
 	if (error < 0)
 		return error;
@@ -240,6 +241,7 @@ static int remove_batch(struct s3 *s3, const char *const *keys, size_t count,
 	if (error < 0)
 		return fail(message, error, "cannot compose a removal: %s", error_text(error));
 	struct s3_request request = {
+	        .kind = OBJECT_REMOVE,
 	        .method = "POST",
 	        .query = "delete=",
 	        .headers = {{"content-md5", md5}, {"content-type", "application/xml"}},
@@ -302,8 +304,10 @@ static int fetch_page(struct listing *listing, const char *token, struct s3_page
 	int error = buffer_check(&query);
 	if (error < 0)
 		return error;
-	struct s3_request request = {
-	        .method = "GET", .query = (const char *)query.data, .into = &body};
+	struct s3_request request = {.kind = OBJECT_LIST,
+	                             .method = "GET",
+	                             .query = (const char *)query.data,
+	                             .into = &body};
 	error = s3_perform(listing->s3, &request, &answer, listing->message);
 	if (error < 0)
 		return error;
@@ -404,7 +408,8 @@ static const struct object_ops s3_ops = {.get = s3_get,
                                          .free = s3_free,
                                          .get_if_changed = s3_get_if_changed,
                                          .remove_many = s3_remove_many,
-                                         .probe = s3_probe_store};
+                                         .probe = s3_probe_store,
+                                         .counts = true};
 
 /* Host and path as they are sent; both are signed, so they must be exactly what curl sends. */
 static int compose_base(struct s3 *s3)

@@ -111,6 +111,7 @@ static size_t send_some(char *bytes, size_t size, size_t count, void *context)
 		memcpy(bytes, (const char *)call->request->body + call->sent, take);
 	call->sent += take;
 	call->moved += take;
+	call->response->sent_bytes += take;
 	return take;
 }
 
@@ -134,6 +135,7 @@ static size_t receive_some(char *bytes, size_t size, size_t count, void *context
 	struct call *call = context;
 	size_t length = size * count;
 	call->moved += length;
+	call->response->received_bytes += length;
 	if (!is_good(call)) {
 		struct buffer *body = &call->response->error_body;
 		size_t room = HTTP_ERROR_BODY_MAX - body->length;

@@ -57,6 +57,7 @@ struct s3 {
 
 /* -- one request -- */
 struct s3_request {
+	enum object_request kind; /* as it is counted */
 	const char *method;
 	const char *key;   /* below the prefix; NULL: the bucket itself */
 	const char *query; /* percent-encoded; NULL: none */

@@ -62,7 +62,9 @@ struct http_response {
 	char retry_after[16];
 	char region[40];          /* x-amz-bucket-region */
 	struct buffer error_body; /* of an answer that is not 2xx; at most HTTP_ERROR_BODY_MAX */
-	int64_t first_byte_us;    /* how long the server took to begin its answer */
+	uint64_t received_bytes;  /* of bodies, also of one that was cut; likewise sent */
+	uint64_t sent_bytes;
+	int64_t first_byte_us; /* how long the server took to begin its answer */
 };
 void http_response_release(struct http_response *response); /* accepts zeroed */
 

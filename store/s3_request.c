@@ -203,6 +203,19 @@ static int sign(struct s3 *s3, const struct s3_request *request, const struct s3
 	return error == 0 ? buffer_check(&envelope->url) : error;
 }
 
+static void count_request(struct s3 *s3, const struct s3_request *request, unsigned tries,
+                          const struct http_response *http)
+{
+	struct object_counters *counters = &s3->base.counters;
+	counters->requests[request->kind]++;
+	counters->sent_bytes += http->sent_bytes;
+	counters->received_bytes += http->received_bytes;
+	if (tries > 0)
+		counters->retries++;
+	if (http->outcome == HTTP_STALLED)
+		counters->timeouts++;
+}
+
 int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
             struct s3_answer *ret_answer, struct message *message)
 {
@@ -229,6 +242,7 @@ int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
 	                                    .stall_ms = at_most(s3, STALL_MS_MAX),
 	                                    .once = request->once};
 	http_perform(s3->http, &http_request, &ret_answer->http);
+	count_request(s3, request, tries, &ret_answer->http);
 	if (ret_answer->http.outcome == HTTP_ANSWERED && !s3_is_good(ret_answer))
 		s3_xml_error(ret_answer->http.error_body.data, ret_answer->http.error_body.length,
 		             &ret_answer->error);

@@ -69,7 +69,8 @@ static int upload_begin(struct upload *upload)
 	CLEANUP(buffer_release) struct buffer encoded = {0};
 	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
 	CLEANUP(free_pointer) char *id = NULL;
-	struct s3_request request = {.method = "POST",
+	struct s3_request request = {.kind = OBJECT_MULTIPART,
+	                             .method = "POST",
 	                             .key = upload->key,
 	                             .query = "uploads=",
 	                             .body = "",
@@ -116,7 +117,8 @@ static int upload_part(struct upload *upload, unsigned number, const void *bytes
 	char text[64];
 	if (asprintf(&query, "partNumber=%u&uploadId=%s", number, upload->id) < 0)
 		return -ERR_NO_MEMORY;
-	struct s3_request request = {.method = "PUT",
+	struct s3_request request = {.kind = OBJECT_MULTIPART,
+	                             .method = "PUT",
 	                             .key = upload->key,
 	                             .query = query,
 	                             .body = bytes,
@@ -138,7 +140,8 @@ static int upload_part(struct upload *upload, unsigned number, const void *bytes
 static int check_completed(struct upload *upload, size_t length)
 {
 	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	struct s3_request request = {.method = "HEAD", .key = upload->key};
+	struct s3_request request = {
+	        .kind = OBJECT_MULTIPART, .method = "HEAD", .key = upload->key};
 	int error = s3_perform(upload->s3, &request, &answer, upload->message);
 	if (error < 0)
 		return error;
@@ -159,7 +162,8 @@ static int upload_complete(struct upload *upload, size_t length)
 		error = -ERR_NO_MEMORY;
 	if (error < 0)
 		return error;
-	struct s3_request request = {.method = "POST",
+	struct s3_request request = {.kind = OBJECT_MULTIPART,
+	                             .method = "POST",
 	                             .key = upload->key,
 	                             .query = query,
 	                             .headers = {{"content-type", "application/xml"}},
@@ -190,7 +194,8 @@ static void upload_abort(struct upload *upload)
 	CLEANUP(free_pointer) char *query = NULL;
 	if (asprintf(&query, "uploadId=%s", upload->id) < 0)
 		return;
-	struct s3_request request = {.method = "DELETE", .key = upload->key, .query = query};
+	struct s3_request request = {
+	        .kind = OBJECT_MULTIPART, .method = "DELETE", .key = upload->key, .query = query};
 	s3_perform(upload->s3, &request, &answer, NULL);
 }
 
@@ -222,7 +227,8 @@ int s3_write(struct s3 *s3, const char *key, const void *bytes, size_t length,
 	if (length > S3_SINGLE_PUT_BYTES_MAX)
 		return write_in_parts(s3, key, bytes, length, message);
 	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	struct s3_request request = {.method = "PUT",
+	struct s3_request request = {.kind = OBJECT_PUT,
+	                             .method = "PUT",
 	                             .key = key,
 	                             .body = length > 0 ? bytes : "",
 	                             .body_length = length};
@@ -321,7 +327,8 @@ int s3_write_if(struct s3 *s3, const char *key, const void *bytes, size_t length
 	struct conditional put = {.s3 = s3,
 	                          .key = key,
 	                          .expected = expected,
-	                          .request = {.method = "PUT",
+	                          .request = {.kind = OBJECT_PUT_IF,
+	                                      .method = "PUT",
 	                                      .key = key,
 	                                      .headers = {{"if-none-match", "*"}},
 	                                      .header_count = 1,

@@ -442,9 +442,9 @@ static void sum_stats(struct renderer *renderer, const cJSON *reply)
 	const cJSON *item;
 	cJSON_ArrayForEach (item, reply) {
 		if (cJSON_IsNumber(item))
-			printf("%-28s %.0f\n", item->string, item->valuedouble);
+			printf("%-38s %.0f\n", item->string, item->valuedouble);
 		else if (cJSON_IsString(item))
-			printf("%-28s %s\n", item->string, item->valuestring);
+			printf("%-38s %s\n", item->string, item->valuestring);
 	}
 }
 

@@ -113,6 +113,40 @@ static void test_read_is_repeated(void **state)
 	stop();
 }
 
+static void test_requests_are_counted(void **state)
+{
+	static const char *const script[] = {
+	        ERROR("500 Oops", "InternalError"),
+	        GOOD("hello", "5"),
+	        ANSWER("304 Not Modified", "ETag: \"e1\"\r\n", "", "0"),
+	        GOOD("", "0"),
+	        ERROR("412 No", "PreconditionFailed"),
+	        ANSWER("204 No Content", "", "", "0"),
+	};
+	CLEANUP(buffer_release) struct buffer got = {0};
+	struct etag etag = {"e1"};
+	struct object_stats stats;
+	PLAY(script);
+	expect_good(&got, get(&got, NULL), "hello");
+	assert_int_equal(object_get_if_changed(store, "a", &etag, &got, &etag, &message), 0);
+	assert_int_equal(object_put(store, "a", "four", 4, &message), 0);
+	assert_int_equal(object_put_if_absent(store, "a", "x", 1, &etag, &message), -ERR_EXISTS);
+	assert_int_equal(object_remove(store, "a", &message), 0);
+	object_stats(store, &stats);
+	assert_int_equal(stats.requests[OBJECT_GET], 2);
+	assert_int_equal(stats.requests[OBJECT_GET_IF_CHANGED], 1);
+	assert_int_equal(stats.requests[OBJECT_PUT], 1);
+	assert_int_equal(stats.requests[OBJECT_PUT_IF], 1);
+	assert_int_equal(stats.requests[OBJECT_REMOVE], 1);
+	assert_int_equal(object_stats_requests(&stats), server.request_count);
+	assert_int_equal(stats.unchanged, 1);
+	assert_int_equal(stats.retries, 1);
+	assert_int_equal(stats.timeouts, 0);
+	assert_int_equal(stats.sent_bytes, 5);
+	assert_true(stats.received_bytes >= 5);
+	stop();
+}
+
 static void test_stalls_are_restarted(void **state)
 {
 	static const char *const script[] = {GOOD("hello", "5"), "STALL", GOOD("hello", "5")};
@@ -124,6 +158,10 @@ static void test_stalls_are_restarted(void **state)
 	expect_good(&got, get(&got, NULL), "hello");
 	int64_t took_ms = clock_monotonic_ms() - start_ms;
 	assert_true(took_ms >= 1500 && took_ms < 8000);
+	struct object_stats stats;
+	object_stats(store, &stats);
+	assert_int_equal(stats.timeouts, 1);
+	assert_int_equal(stats.retries, 1);
 	stop();
 }
 
@@ -688,6 +726,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	        ONE(test_read_is_repeated),
+	        ONE(test_requests_are_counted),
 	        ONE(test_stalls_are_restarted),
 	        ONE(test_time_is_bounded),
 	        ONE(test_retry_after_is_kept),

@@ -1,0 +1,116 @@
+"""The S3 proxy of tests/lib/s3_proxy.c, and a Ceph of the test's own, for Python tests.
+
+    with Ceph() as ceph, Proxy(ceph.endpoint, latency_ms=15) as proxy:
+        lake init --store f"s3://lake/x?endpoint={proxy.url}"
+        proxy.faults("GET */packs/* 5% flip", "PUT */refs/* x1 lose")
+        proxy.outage("hang"); proxy.outage("none")
+        proxy.stats()["kinds"]["GET packs"]["requests"]
+"""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CEPH = ROOT / "tests" / "lib" / "ceph.sh"
+PROGRAM = pathlib.Path(os.environ.get("LAKE_HELPERS", ROOT / "build" / "tests" / "lib")) / "s3_proxy"
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Proxy:
+    """Started at once; ends with stop() or the with block."""
+
+    def __init__(self, *upstreams, latency_ms=0, port=0, seed=0, log=None):
+        if not PROGRAM.exists():
+            subprocess.run(["make", "-s", "-C", ROOT, "build/tests/lib/s3_proxy"], check=True, capture_output=True)
+        arguments = [PROGRAM, f"--latency-ms={latency_ms}", f"--port={port}", f"--seed={seed}"]
+        if log is not None:
+            arguments.append(f"--log={log}")
+        self.process = subprocess.Popen([*arguments, *upstreams], stdout=subprocess.PIPE, text=True)
+        ports = self.process.stdout.readline().split()
+        if len(ports) != 2:
+            raise RuntimeError(f"the proxy does not start (status {self.process.wait()})")
+        self.port, self.control_port = map(int, ports)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def _control(self, name, body=None):
+        """The control port answers during an outage, too."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.control_port}/-proxy/{name}", data=body)
+        try:
+            with NO_PROXY.open(request, timeout=10) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            raise ValueError(error.read().decode().strip()) from None
+
+    def stats(self):
+        return json.loads(self._control("stats"))
+
+    def hits(self):
+        """How often each rule fired, in their order."""
+        return [rule["hits"] for rule in self.stats()["rules"]]
+
+    def reset(self):
+        """All counters to zero; rules, latency and outage stay."""
+        self._control("reset", b"")
+
+    def faults(self, *rules):
+        """Exactly these from now on; none: everything works."""
+        self._control("faults", "\n".join(rules).encode())
+
+    def latency(self, milliseconds):
+        self._control("latency", str(milliseconds).encode())
+
+    def outage(self, kind="none"):
+        """hang: connections are accepted and never answered; refuse: there is nobody; none: over."""
+        self._control("outage", kind.encode())
+
+
+class Ceph:
+    """Monitor, OSDs and gateways; `error` is set, and nothing started, when that cannot be had here."""
+
+    def __init__(self, osds=1, gateways=1):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="lake-ceph.", dir="/var/tmp"))
+        subprocess.run([ROOT / "tests" / "lib" / "install.sh", "ceph"], capture_output=True, check=False)
+        done = subprocess.run([CEPH, "start", self.directory, str(osds), str(gateways)],
+                              capture_output=True, text=True, check=False)
+        self.error = done.stderr.strip() or "Ceph does not start" if done.returncode else None
+        if self.error:
+            return
+        values = {}
+        for line in (self.directory / "env").read_text().splitlines():
+            name, _, value = line.partition("=")
+            values[name] = value.strip('"')
+        self.endpoints = values["LAKE_TEST_ENDPOINTS"].split()
+        self.endpoint = self.endpoints[0]
+        self.keys = {name: values[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        subprocess.run([CEPH, "stop", self.directory], capture_output=True, check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def bucket(self, name):
+        subprocess.run([CEPH, "bucket", self.directory, name], check=True, capture_output=True)
+
+    def pid(self, name):
+        """Of "osd.0", "client.rgw.1"."""
+        return int((self.directory / "run" / f"{name}.pid").read_text())

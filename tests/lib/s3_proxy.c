@@ -12,7 +12,6 @@
  * by splice(2), so that a benchmark through it measures the client and the store.
  * Lock: `lock` guards the counters, the rules and the list of connections; never held across I/O.
  */
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -32,8 +31,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define HEAD_BYTES_MAX (64u << 10)
-#define BODY_BYTES_MAX (256u << 20) /* of a chunked body, which is collected first */
+#include "s3_proxy_faults.h"
+#include "s3_proxy_http.h"
+
 #define SPLICE_BYTES_MIN (96 << 10)
 #define PIPE_BYTES (1 << 20)
 #define SLICE_BYTES (4 << 20) /* an outage is noticed in between */
@@ -44,53 +44,9 @@
 
 enum outage { OUTAGE_NONE, OUTAGE_HANG, OUTAGE_REFUSE };
 
-enum action {
-	ACT_NONE,
-	ACT_ANSWER,       /* an error of the proxy's, the store sees nothing */
-	ACT_ANSWER_AFTER, /* the same instead of the store's answer */
-	ACT_RESET,        /* before the store sees anything */
-	ACT_LOSE,         /* the store acts, its answer is lost */
-	ACT_DELAY,        /* the store acts, its answer comes late */
-	ACT_CUT,          /* the answer ends early */
-	ACT_FLIP,         /* one bit of the answer's body */
-	ACT_STALL,        /* the answer stops for a while */
-	ACT_LIMIT,        /* bytes per second */
-	ACT_CUT_UPLOAD,   /* the request ends early */
-};
-
-/* A place in a body. */
-struct where {
-	enum { AT_SHARE, AT_BYTE, AT_HEAD, AT_RANDOM } kind;
-	double value;
-};
-
-struct fault {
-	enum action action;
-	int status;
-	char code[64];
-	double seconds; /* or bytes per second */
-	struct where where;
-};
-
-struct rule {
-	char text[512];
-	char method[16];
-	char glob[256];
-	double share;
-	uint64_t skip, left; /* matching requests to let pass first; hits to come */
-	uint64_t hits;
-	struct fault fault;
-};
-
 struct kind {
 	char name[32];
 	uint64_t requests, up_bytes, down_bytes;
-};
-
-struct reader {
-	int fd;
-	char *bytes;
-	size_t begin, end, capacity;
 };
 
 struct connection {
@@ -98,14 +54,6 @@ struct connection {
 	struct reader client, upstream;
 	int pipe[2];
 	bool control;
-};
-
-struct http_message {
-	size_t head; /* bytes of the reader that are the head */
-	int64_t body;
-	bool close, expects;
-	int status;
-	char method[16], target[2048], range[64];
 };
 
 static struct {
@@ -182,20 +130,6 @@ static int listen_on(int port, int *ret_port)
 	return fd;
 }
 
-static bool send_all(int fd, const char *bytes, size_t length)
-{
-	while (length > 0) {
-		ssize_t sent = send(fd, bytes, length, MSG_NOSIGNAL);
-		if (sent < 0 && errno == EINTR)
-			continue;
-		if (sent <= 0)
-			return false;
-		bytes += sent;
-		length -= (size_t)sent;
-	}
-	return true;
-}
-
 /* Let time pass while the client waits. False: it went away, or an outage began. */
 static bool wait_with(const struct connection *connection, int64_t us)
 {
@@ -209,179 +143,6 @@ static bool wait_with(const struct connection *connection, int64_t us)
 			return false;
 	}
 	return true;
-}
-
-/* -- reading heads -- */
-
-static bool read_more(struct reader *reader)
-{
-	if (reader->begin > 0 && reader->begin == reader->end)
-		reader->begin = reader->end = 0;
-	if (reader->end == reader->capacity) {
-		size_t capacity = reader->capacity * 2;
-		char *grown =
-		        capacity <= 2 * BODY_BYTES_MAX ? realloc(reader->bytes, capacity) : NULL;
-		if (grown == NULL)
-			return false;
-		reader->bytes = grown;
-		reader->capacity = capacity;
-	}
-	ssize_t got =
-	        recv(reader->fd, reader->bytes + reader->end, reader->capacity - reader->end, 0);
-	if (got <= 0)
-		return got < 0 && errno == EINTR;
-	reader->end += (size_t)got;
-	return true;
-}
-
-static size_t read_head(struct reader *reader)
-{
-	if (reader->begin > 0) {
-		memmove(reader->bytes, reader->bytes + reader->begin, reader->end - reader->begin);
-		reader->end -= reader->begin;
-		reader->begin = 0;
-	}
-	for (;;) {
-		const char *end = memmem(reader->bytes, reader->end, "\r\n\r\n", 4);
-		if (end != NULL)
-			return (size_t)(end - reader->bytes) + 4;
-		if (reader->end > HEAD_BYTES_MAX || !read_more(reader))
-			return 0;
-	}
-}
-
-/* The value of a header within a head; false when there is none. */
-static bool header(const struct reader *reader, size_t head, const char *name, char *ret_value,
-                   size_t size)
-{
-	const char *line = reader->bytes + reader->begin, *end = line + head;
-	size_t name_length = strlen(name);
-	while (line < end) {
-		const char *stop = memmem(line, (size_t)(end - line), "\r\n", 2);
-		if (stop == NULL)
-			return false;
-		if ((size_t)(stop - line) > name_length && line[name_length] == ':' &&
-		    strncasecmp(line, name, name_length) == 0) {
-			line += name_length + 1;
-			line += strspn(line, " \t");
-			snprintf(ret_value, size, "%.*s", (int)(stop - line), line);
-			return true;
-		}
-		line = stop + 2;
-	}
-	return false;
-}
-
-static bool need(struct reader *reader, size_t at)
-{
-	while (reader->end < at)
-		if (!read_more(reader))
-			return false;
-	return true;
-}
-
-/* Collects a chunked body and makes it one with a Content-Length. */
-static bool unchunk(struct reader *reader, struct http_message *message)
-{
-	size_t at = message->head, total = 0, size;
-	char *body = NULL, *text = NULL, *bytes = NULL;
-	size_t text_size = 0;
-	FILE *head = NULL;
-	do {
-		char *stop;
-		while ((stop = memmem(reader->bytes + at, reader->end - at, "\r\n", 2)) == NULL)
-			if (!read_more(reader))
-				goto out;
-		size = strtoull(reader->bytes + at, NULL, 16);
-		at = (size_t)(stop - reader->bytes) + 2;
-		if (size > BODY_BYTES_MAX - total || !need(reader, at + size + 2))
-			goto out;
-		char *grown = realloc(body, total + size + 1);
-		if (grown == NULL)
-			goto out;
-		body = grown;
-		memcpy(body + total, reader->bytes + at, size);
-		total += size;
-		at += size + 2;
-	} while (size > 0);
-	head = open_memstream(&text, &text_size);
-	for (const char *line = reader->bytes, *stop; line < reader->bytes + message->head - 2;
-	     line = stop + 2) {
-		stop = strstr(line, "\r\n");
-		if (strncasecmp(line, "transfer-encoding:", 18) != 0)
-			fprintf(head, "%.*s\r\n", (int)(stop - line), line);
-	}
-	fprintf(head, "Content-Length: %zu\r\n\r\n", total);
-	fclose(head);
-	bytes = malloc(text_size + total + HEAD_BYTES_MAX);
-	if (bytes != NULL) {
-		memcpy(bytes, text, text_size);
-		memcpy(bytes + text_size, body, total);
-		free(reader->bytes);
-		*reader = (struct reader){.fd = reader->fd,
-		                          .bytes = bytes,
-		                          .end = text_size + total,
-		                          .capacity = text_size + total + HEAD_BYTES_MAX};
-		message->head = text_size;
-		message->body = (int64_t)total;
-	}
-out:
-	free(body);
-	free(text);
-	return bytes != NULL;
-}
-
-static bool read_framing(struct reader *reader, struct http_message *message)
-{
-	char value[64];
-	message->body = 0;
-	message->close = header(reader, message->head, "connection", value, sizeof(value)) &&
-	                 strcasecmp(value, "close") == 0;
-	if (header(reader, message->head, "transfer-encoding", value, sizeof(value)))
-		return unchunk(reader, message);
-	if (header(reader, message->head, "content-length", value, sizeof(value)))
-		message->body = strtoll(value, NULL, 10);
-	return message->body >= 0;
-}
-
-static bool read_request(struct reader *reader, struct http_message *ret_message)
-{
-	char value[64];
-	memset(ret_message, 0, sizeof(*ret_message));
-	ret_message->head = read_head(reader);
-	if (ret_message->head == 0 ||
-	    sscanf(reader->bytes, "%15s %2047s", ret_message->method, ret_message->target) != 2)
-		return false;
-	header(reader, ret_message->head, "range", ret_message->range, sizeof(ret_message->range));
-	ret_message->expects = header(reader, ret_message->head, "expect", value, sizeof(value));
-	/* The upstream's own "100 Continue" is dropped below. */
-	if (ret_message->expects && !send_all(reader->fd, "HTTP/1.1 100 Continue\r\n\r\n", 25))
-		return false;
-	return read_framing(reader, ret_message);
-}
-
-static bool read_answer(struct reader *reader, const struct http_message *request,
-                        struct http_message *ret_message)
-{
-	memset(ret_message, 0, sizeof(*ret_message));
-	for (;;) {
-		ret_message->head = read_head(reader);
-		if (ret_message->head == 0 ||
-		    sscanf(reader->bytes, "HTTP/%*s %d", &ret_message->status) != 1)
-			return false;
-		if (ret_message->status >= 200)
-			break;
-		reader->begin += ret_message->head;
-	}
-	if (strcmp(request->method, "HEAD") == 0 || ret_message->status == 204 ||
-	    ret_message->status == 304) {
-		char value[16];
-		ret_message->close =
-		        header(reader, ret_message->head, "connection", value, sizeof(value)) &&
-		        strcasecmp(value, "close") == 0;
-		return true;
-	}
-	return read_framing(reader, ret_message);
 }
 
 /* -- moving bytes -- */
@@ -506,96 +267,7 @@ static int64_t pass_answer(struct connection *connection, const struct http_mess
 	return done + pump(connection, from, to, all - done);
 }
 
-/* -- faults: "METHOD GLOB WHEN FAULT [ARGUMENT...]" -- */
-
-static bool parse_where(const char *text, struct where *ret_where)
-{
-	char *end;
-	if (strcmp(text, "head") == 0 || strcmp(text, "random") == 0) {
-		ret_where->kind = text[0] == 'h' ? AT_HEAD : AT_RANDOM;
-		return true;
-	}
-	ret_where->value = strtod(text, &end);
-	ret_where->kind = *end == '%' ? AT_SHARE : AT_BYTE;
-	if (*end == '%')
-		ret_where->value /= 100;
-	return end != text && (*end == '\0' || strcmp(end, "%") == 0) && ret_where->value >= 0;
-}
-
-static bool parse_when(const char *text, struct rule *rule)
-{
-	char *end;
-	rule->share = 1;
-	rule->left = UINT64_MAX;
-	if (strcmp(text, "always") == 0)
-		return true;
-	if (text[0] == 'x') { /* x3: the next three; x3+10: those after ten others */
-		rule->left = strtoull(text + 1, &end, 10);
-		if (*end == '+')
-			rule->skip = strtoull(end + 1, &end, 10);
-		return *end == '\0' && end > text + 1;
-	}
-	rule->share = strtod(text, &end) / 100;
-	return strcmp(end, "%") == 0;
-}
-
-static bool parse_error(const char *name, const char *code, struct fault *fault)
-{
-	static const struct {
-		int status;
-		const char *code;
-	} usual[] = {{403, "AccessDenied"},
-	             {404, "NoSuchKey"},
-	             {500, "InternalError"},
-	             {503, "SlowDown"}};
-	char *end;
-	fault->status = (int)strtol(name, &end, 10);
-	if (end != name + 3 || (*end != '\0' && strcmp(end, "-after") != 0))
-		return false;
-	fault->action = *end == '\0' ? ACT_ANSWER : ACT_ANSWER_AFTER;
-	for (size_t i = 0; i < sizeof(usual) / sizeof(*usual) && code[0] == '\0'; i++)
-		if (usual[i].status == fault->status)
-			code = usual[i].code;
-	snprintf(fault->code, sizeof(fault->code), "%s", code[0] != '\0' ? code : "InternalError");
-	return fault->status >= 200 && fault->status < 600;
-}
-
-static bool parse_fault(const char *name, const char *first, const char *second,
-                        struct fault *fault)
-{
-	static const struct {
-		const char *name;
-		enum action action;
-		bool seconds; /* a number comes first */
-	} names[] = {{"reset", ACT_RESET, false}, {"lose", ACT_LOSE, false},
-	             {"delay", ACT_DELAY, true},  {"cut", ACT_CUT, false},
-	             {"flip", ACT_FLIP, false},   {"stall", ACT_STALL, true},
-	             {"limit", ACT_LIMIT, true},  {"cut-upload", ACT_CUT_UPLOAD, false}};
-	if (isdigit((unsigned char)name[0]))
-		return parse_error(name, first, fault);
-	for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-		if (strcmp(names[i].name, name) != 0)
-			continue;
-		fault->action = names[i].action;
-		fault->where = fault->action == ACT_FLIP ? (struct where){AT_RANDOM, 0}
-		                                         : (struct where){AT_SHARE, 0.5};
-		const char *place = names[i].seconds ? second : first;
-		fault->seconds = names[i].seconds ? strtod(first, NULL) : 0;
-		return (!names[i].seconds || fault->seconds > 0) &&
-		       (place[0] == '\0' || parse_where(place, &fault->where));
-	}
-	return false;
-}
-
-static bool parse_rule(const char *line, struct rule *ret_rule)
-{
-	char when[32], name[32], first[64] = "", second[64] = "";
-	memset(ret_rule, 0, sizeof(*ret_rule));
-	snprintf(ret_rule->text, sizeof(ret_rule->text), "%s", line);
-	return sscanf(line, "%15s %255s %31s %31s %63s %63s", ret_rule->method, ret_rule->glob,
-	              when, name, first, second) >= 4 &&
-	       parse_when(when, ret_rule) && parse_fault(name, first, second, &ret_rule->fault);
-}
+/* -- faults -- */
 
 /* The first rule that fires. */
 static void choose_fault(const struct http_message *request, struct fault *ret_fault)

@@ -11,9 +11,6 @@
 #define LOOK_AGAIN_MS (10 * 60 * 1000) /* well below any grace period of gc */
 #define CACHE_BYTES_DEFAULT (64u << 20)
 #define LEVEL_DEFAULT 1
-/* Chunks this near to each other are fetched in one request, which is at most so long. */
-#define GAP_BYTES_MAX (128u << 10)
-#define RUN_BYTES_MAX (8u << 20)
 /* kv promises room for transactions of a quarter of its map; every random key may cost a page. */
 #define INDEX_BATCH 2000
 #define INDEX_TABLE 0
@@ -500,6 +497,7 @@ static int fetch(struct odb *odb, const uint8_t id[PACK_ID_BYTES], uint64_t offs
 {
 	struct pack *pack = pack_in_memory(odb, id);
 	char key[PACK_KEY_BYTES + 1];
+	size_t before = ret_bytes->length;
 	int error;
 
 	if (pack) {
@@ -515,7 +513,7 @@ static int fetch(struct odb *odb, const uint8_t id[PACK_ID_BYTES], uint64_t offs
 	error = object_get(odb->store, key, offset, length, ret_bytes, NULL, message);
 	pthread_mutex_lock(&odb->lock);
 	odb->reads++;
-	odb->read_bytes += ret_bytes->length;
+	odb->read_bytes += ret_bytes->length - before;
 	pthread_mutex_unlock(&odb->lock);
 	return error;
 }
@@ -654,6 +652,7 @@ int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer
 struct chunk_read {
 	const struct pointer *pointer;
 	uint8_t *out;
+	size_t at, index; /* where it lies in what is borrowed; in the caller's array */
 };
 
 static int chunk_read_compare(const void *a, const void *b)
@@ -679,8 +678,8 @@ static size_t run_length(const struct chunk_read *reads, size_t count, uint64_t 
 		uint64_t place_end = place->offset + place->stored;
 
 		if (memcmp(place->pack, first->pack, PACK_ID_BYTES) != 0 ||
-		    place->offset > end + GAP_BYTES_MAX ||
-		    place_end > first->offset + RUN_BYTES_MAX)
+		    place->offset > end + ODB_GAP_BYTES_MAX ||
+		    place_end > first->offset + ODB_RUN_BYTES_MAX)
 			break;
 		if (place_end > end)
 			end = place_end;
@@ -696,7 +695,10 @@ static int read_run(struct odb *odb, const struct chunk_read *reads, size_t coun
 	int error;
 
 	buffer_clear(stored);
-	error = fetch(odb, first->pack, first->offset, end - first->offset, stored, message);
+	error = buffer_reserve(stored, end - first->offset);
+	if (!error)
+		error = fetch(odb, first->pack, first->offset, end - first->offset, stored,
+		              message);
 	if (error)
 		return place_fail(message, first, error);
 	for (size_t i = 0; i < count; i++) {
@@ -722,7 +724,8 @@ static int read_run(struct odb *odb, const struct chunk_read *reads, size_t coun
 int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
                     uint8_t *const *out, struct message *message)
 {
-	CLEANUP(buffer_release) struct buffer stored = {.limit = RUN_BYTES_MAX + RECORD_RAW_MAX};
+	CLEANUP(buffer_release)
+	struct buffer stored = {.limit = ODB_RUN_BYTES_MAX + RECORD_RAW_MAX};
 	CLEANUP(free_pointer) struct chunk_read *reads = calloc(count + 1, sizeof(*reads));
 	int error = 0;
 
@@ -740,5 +743,107 @@ int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t coun
 		length = run_length(reads + start, count - start, &end);
 		error = read_run(odb, reads + start, length, end, &stored, message);
 	}
+	return error;
+}
+
+/* -- chunks where they were received -- */
+
+static bool is_stored_raw(const struct place *place)
+{
+	return place->codec == CODEC_RAW && place->key == 0;
+}
+
+/* The memory that what the sorted reads borrow can take. */
+static size_t borrow_bytes(const struct chunk_read *reads, size_t count)
+{
+	size_t bytes = 0;
+
+	for (size_t start = 0, length; start < count; start += length) {
+		uint64_t end;
+
+		length = run_length(reads + start, count - start, &end);
+		bytes += end - reads[start].pointer->place.offset;
+	}
+	for (size_t i = 0; i < count; i++)
+		if (!is_stored_raw(&reads[i].pointer->place))
+			bytes += reads[i].pointer->place.raw;
+	return bytes;
+}
+
+/* One chunk of a run whose bytes lie in [base, base + got) of the scratch memory. */
+static int borrow_one(struct odb *odb, struct chunk_read *read, uint64_t run_offset, size_t base,
+                      size_t got, struct buffer *scratch, struct message *message)
+{
+	const struct pointer *pointer = read->pointer;
+	const struct place *place = &pointer->place;
+	size_t from = place->offset - run_offset;
+	bool here = from + place->stored <= got;
+	int error = here ? 0 : -ERR_CORRUPT;
+
+	read->at = base + from;
+	if (!is_stored_raw(place)) {
+		error = buffer_reserve(scratch, place->raw);
+		if (error)
+			return place_fail(message, place, error);
+		read->at = scratch->length;
+		scratch->length += place->raw;
+		error = here ? codec_decode(scratch->data + base + from, place,
+		                            scratch->data + read->at)
+		             : -ERR_CORRUPT;
+	}
+	if (!error)
+		error = record_verify(RECORD_CHUNK, &pointer->id, scratch->data + read->at,
+		                      place->raw);
+	if (error == -ERR_CORRUPT)
+		return read_one(odb, RECORD_CHUNK, pointer, scratch->data + read->at, message);
+	return error ? place_fail(message, place, error) : 0;
+}
+
+static int borrow_run(struct odb *odb, struct chunk_read *reads, size_t count, uint64_t end,
+                      struct buffer *scratch, struct message *message)
+{
+	const struct place *first = &reads[0].pointer->place;
+	size_t base = scratch->length, wanted = end - first->offset;
+	int error = fetch(odb, first->pack, first->offset, wanted, scratch, message);
+
+	if (error)
+		return place_fail(message, first, error);
+	size_t got = scratch->length - base < wanted ? scratch->length - base : wanted;
+	/* What did not come is asked for again, one by one, into its place. */
+	error = buffer_reserve(scratch, wanted - got);
+	if (error)
+		return place_fail(message, first, error);
+	scratch->length = base + wanted;
+	for (size_t i = 0; !error && i < count; i++)
+		error = borrow_one(odb, &reads[i], first->offset, base, got, scratch, message);
+	return error;
+}
+
+int odb_borrow_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
+                      struct buffer *scratch, const uint8_t **ret_bytes, struct message *message)
+{
+	CLEANUP(free_pointer) struct chunk_read *reads = calloc(count + 1, sizeof(*reads));
+	int error = 0;
+
+	buffer_clear(scratch);
+	if (!reads)
+		return fail(message, -ERR_NO_MEMORY, "reading %zu chunks", count);
+	for (size_t i = 0; i < count; i++) {
+		if (place_check(&pointers[i].place))
+			return place_fail(message, &pointers[i].place, -ERR_CORRUPT);
+		reads[i] = (struct chunk_read){.pointer = &pointers[i], .index = i};
+	}
+	qsort(reads, count, sizeof(*reads), chunk_read_compare);
+	if (buffer_reserve(scratch, borrow_bytes(reads, count)))
+		return fail(message, -ERR_NO_MEMORY, "no memory for %zu chunks", count);
+	for (size_t start = 0, length; !error && start < count; start += length) {
+		uint64_t end;
+
+		length = run_length(reads + start, count - start, &end);
+		error = borrow_run(odb, reads + start, length, end, scratch, message);
+	}
+	/* Only now: the memory may have moved. */
+	for (size_t i = 0; !error && i < count; i++)
+		ret_bytes[reads[i].index] = scratch->data + reads[i].at;
 	return error;
 }

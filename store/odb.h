@@ -90,6 +90,16 @@ struct record *record_ref(struct record *record);
 int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
                     uint8_t *const *out, struct message *message);
 
+/* How requests are made of chunks: neighbours in a pack, at most so far apart, are one request of
+ * at most so many bytes. */
+#define ODB_GAP_BYTES_MAX (128u << 10)
+#define ODB_RUN_BYTES_MAX (16u << 20)
+/* The same without copying what is stored as it is: ret_bytes[i] points to pointers[i].place.raw
+ * verified bytes in `scratch`, whose content is replaced, and which keeps them until it is changed.
+ * Costs as much memory as is fetched, and the raw bytes of what is compressed. */
+int odb_borrow_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
+                      struct buffer *scratch, const uint8_t **ret_bytes, struct message *message);
+
 /*
  * packer — collects new records into packs. Several threads may add to one packer.
  * Full packs are put as they fill; packer_flush puts the rest, content before trees. A pack's

@@ -110,7 +110,7 @@ build/fuzz/fuzz_%: tests/fuzz/fuzz_%.c build/fuzz/liblake.a
 fuzz: $(FUZZERS)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh
 
-bench: all
+bench: all helpers
 	tests/lib/install.sh build bench
 	tests/bench/run.sh
 

@@ -9,74 +9,18 @@ import subprocess
 import sys
 import time
 
+import s3
 from lake import Failed, Lake
+from table import (DISK, GIB, KIB, MIB, ROOT, ms, print_table, rate, row, say, section, size_text,
+                   speed, started, targets, tool)
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BIN = os.environ["LAKE_BIN"]
-FILES = os.environ["BENCH_TOOL"]
-ROOT = os.environ["BENCH_ROOT"]
-DISK = os.environ["BENCH_DISK"]
 MOUNT = os.path.join(ROOT, "mount")
 MEMORY = os.environ.get("BENCH_MEMORY") or None
 LARGE = int(os.environ.get("BENCH_FILES", "1000000"))
 SMALL = min(1000, LARGE)
 BIG_FILE = int(os.environ.get("BENCH_FILE_BYTES", str(GIB)))
 ONLY = os.environ.get("BENCH_ONLY", "").split()
-started = time.monotonic()
-
-
-def say(text):
-    print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
-
-
-def tool(*arguments):
-    """Run the C helper; the number it prints."""
-    run = subprocess.run([FILES, *map(str, arguments)], check=True, stdout=subprocess.PIPE)
-    return float(run.stdout)
-
-
-# -- the table --
-
-rows = []
-
-
-def row(what, reference, lake, ratio, target="", met=None):
-    rows.append((what, reference, lake, "" if ratio is None else f"{ratio:.2f}", target,
-                 "" if met is None else "yes" if met else "NO"))
-
-
-def section(title):
-    rows.append((title,))
-
-
-def print_table():
-    heads = ("", "reference", "lake", "ratio", "target", "met")
-    cells = [heads] + [r for r in rows if len(r) > 1]
-    widths = [max(len(r[i]) for r in cells) for i in range(len(heads))]
-    print(f"\ndisk: {os.environ.get('BENCH_DISK_KIND', DISK)}; {os.cpu_count()} processors, load "
-          f"{os.getloadavg()[2]:.1f}; Linux {os.uname().release}\n")
-    for r in [heads] + rows:
-        if len(r) == 1:
-            print(f"-- {r[0]}")
-        else:
-            print("  ".join(c.ljust(w) if i in (0, 4, 5) else c.rjust(w)
-                            for i, (c, w) in enumerate(zip(r, widths))).rstrip())
-
-
-def ms(seconds):
-    return f"{seconds * 1000:.2f} ms"
-
-
-def rate(count, seconds):
-    return f"{count / seconds / 1000:.1f} k/s"
-
-
-def speed(size, seconds):
-    return f"{size / seconds / 1e9:.2f} GB/s"
-
-
-def size_text(size):
-    return f"{size / MIB:.1f} MiB"
 
 
 # -- version control at two sizes --
@@ -482,7 +426,7 @@ def interrupted(*_):
 
 def main():
     signal.signal(signal.SIGTERM, interrupted)
-    wanted = ONLY or ["large", "small", "versions", "peers"]
+    wanted = ONLY or ["large", "small", "versions", "peers", "s3", "s3-latency"]
     status = 0
     try:
         if "large" in wanted:
@@ -494,6 +438,8 @@ def main():
             if "peers" in wanted:
                 peer_git(disk)
                 peer_btrfs(disk)
+        if "s3" in wanted or "s3-latency" in wanted:
+            s3.run(wanted)
     except (Failed, OSError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         status = 1
@@ -501,9 +447,8 @@ def main():
         print("bench: interrupted", file=sys.stderr)
         return 130
     print_table()
-    missed = [r[0].strip() for r in rows if len(r) > 1 and r[5] == "NO"]
-    print(f"\n{sum(1 for r in rows if len(r) > 1 and r[5])} targets, {len(missed)} missed, "
-          f"{time.monotonic() - started:.0f} s")
+    count, missed = targets()
+    print(f"\n{count} targets, {len(missed)} missed, {time.monotonic() - started:.0f} s")
     for what in missed:
         print(f"missed: {what}")
     return status or (1 if missed else 0)

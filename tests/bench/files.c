@@ -2,14 +2,15 @@
  * files — what the benchmark does to files, without an interpreter's cost. Each command prints the
  * seconds it took (or the figure it names) and nothing else.
  *
- *   make ROOT DIRECTORIES FILES BYTES THREADS SEED   ROOT/dNNNN/fNNNNNN, incompressible, each unique
- *   stat ROOT DIRECTORIES FILES                      stat(2) each
- *   fill FILE BYTES SEED                             one incompressible file
- *   append FILE BYTES SEED
- *   read FILE BLOCK                                  from start to end
- *   list DIRECTORY                                   what `ls -l` asks the kernel for
- *   resident FILE                                    bytes of it in the page cache
- *   replace DIRECTORY COUNT                          median of: write, fsync, rename, fsync directory
+ *   make ROOT DIRECTORIES FILES BYTES THREADS SEED   ROOT/dNNNN/fNNNNNN, incompressible, each
+ * unique stat ROOT DIRECTORIES FILES                      stat(2) each fill FILE BYTES SEED one
+ * incompressible file append FILE BYTES SEED read FILE BLOCK                                  from
+ * start to end readback ROOT DIRECTORIES FILES BYTES SEED       what `make` made; compared after
+ * the clock is stopped parquet FILE READS SEED                          as a reader of Parquet
+ * does; seconds and bytes read scatter FILE READS SEED                          reads of the same
+ * lengths anywhere; the same list DIRECTORY                                   what `ls -l` asks the
+ * kernel for resident FILE                                    bytes of it in the page cache replace
+ * DIRECTORY COUNT                          median of: write, fsync, rename, fsync directory
  */
 #include <dirent.h>
 #include <err.h>
@@ -63,6 +64,11 @@ struct job {
 	uint64_t seed;
 };
 
+static uint64_t file_seed(uint64_t seed, unsigned directory, unsigned file)
+{
+	return seed * 0x2545f4914f6cdd1d + ((uint64_t)directory << 32 | file) * 0x10001;
+}
+
 static void *make_some(void *argument)
 {
 	const struct job *job = argument;
@@ -74,8 +80,7 @@ static void *make_some(void *argument)
 			err(1, "mkdir %s", path);
 		for (unsigned f = 0; f < job->files; f++) {
 			snprintf(path, sizeof path, "%s/d%04u/f%06u", job->root, d, f);
-			random_fill(bytes, job->bytes,
-				    job->seed * 0x2545f4914f6cdd1d + ((uint64_t)d << 32 | f) * 0x10001);
+			random_fill(bytes, job->bytes, file_seed(job->seed, d, f));
 			int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
 			if (fd < 0)
 				err(1, "create %s", path);
@@ -95,12 +100,12 @@ static void make_all(char **arguments)
 	struct job jobs[64];
 	for (unsigned i = 0; i < threads && i < 64; i++) {
 		jobs[i] = (struct job){.root = arguments[0],
-				       .first = i,
-				       .step = threads,
-				       .directories = (unsigned)atoi(arguments[1]),
-				       .files = (unsigned)atoi(arguments[2]),
-				       .bytes = (size_t)atol(arguments[3]),
-				       .seed = strtoull(arguments[5], NULL, 10)};
+		                       .first = i,
+		                       .step = threads,
+		                       .directories = (unsigned)atoi(arguments[1]),
+		                       .files = (unsigned)atoi(arguments[2]),
+		                       .bytes = (size_t)atol(arguments[3]),
+		                       .seed = strtoull(arguments[5], NULL, 10)};
 		pthread_create(&ids[i], NULL, make_some, &jobs[i]);
 	}
 	for (unsigned i = 0; i < threads && i < 64; i++)
@@ -118,6 +123,39 @@ static void stat_all(char **arguments)
 			if (stat(path, &status) < 0)
 				err(1, "stat %s", path);
 		}
+}
+
+/* Every file is opened, read and closed; that the bytes are those of `make` is looked at
+ * afterwards. */
+static void read_back(char **arguments)
+{
+	unsigned directories = (unsigned)atoi(arguments[1]), files = (unsigned)atoi(arguments[2]);
+	size_t bytes = (size_t)atol(arguments[3]);
+	uint64_t seed = strtoull(arguments[4], NULL, 10);
+	uint8_t *all = malloc((size_t)directories * files * bytes), *right = malloc(bytes + 8),
+	        *at = all;
+	char path[4096];
+	if (!all || !right)
+		err(1, "memory");
+	memset(all, 0, (size_t)directories * files * bytes); /* page faults are not part of it */
+	double start = now();
+	for (unsigned d = 0; d < directories; d++)
+		for (unsigned f = 0; f < files; f++, at += bytes) {
+			snprintf(path, sizeof path, "%s/d%04u/f%06u", arguments[0], d, f);
+			int fd = open(path, O_RDONLY);
+			if (fd < 0 || read(fd, at, bytes) != (ssize_t)bytes)
+				err(1, "read %s", path);
+			close(fd);
+		}
+	printf("%.9f\n", now() - start);
+	at = all;
+	for (unsigned d = 0; d < directories; d++)
+		for (unsigned f = 0; f < files; f++, at += bytes) {
+			random_fill(right, bytes, file_seed(seed, d, f));
+			if (memcmp(at, right, bytes) != 0)
+				errx(1, "%s/d%04u/f%06u: other bytes", arguments[0], d, f);
+		}
+	exit(0);
 }
 
 static void list(char **arguments)
@@ -166,6 +204,99 @@ static void read_all(char **arguments)
 		err(1, "read %s", arguments[0]);
 	close(fd);
 	free(buffer);
+}
+
+/* -- reads in one file that are not in order -- */
+
+enum { ROW_GROUPS = 16, COLUMNS = 16, CURSORS = 4, LEAST = 64 << 10, MOST = 256 << 10 };
+
+static uint64_t draw(uint64_t *state, uint64_t below)
+{
+	uint8_t bytes[8];
+	uint64_t value;
+	random_fill(bytes, sizeof bytes, (*state)++ * 0x2545f4914f6cdd1d);
+	memcpy(&value, bytes, sizeof value);
+	return value % below;
+}
+
+/* A file of ROW_GROUPS equal row groups, in each the same COLUMNS column chunks one after the
+ * other, the widest up to three times the narrowest. */
+struct parquet {
+	uint64_t group_bytes;
+	uint64_t starts[COLUMNS + 1]; /* of each column's chunk, from the start of its row group */
+	struct cursor {
+		unsigned group, column;
+		uint64_t at; /* in its column chunk */
+	} cursors[CURSORS];
+};
+
+static void lay_out(struct parquet *parquet, uint64_t size, uint64_t *random)
+{
+	uint64_t weights[COLUMNS], sum = 0, before = 0;
+	for (int i = 0; i < COLUMNS; i++)
+		sum += weights[i] = 1000 + draw(random, 2001);
+	parquet->group_bytes = size / ROW_GROUPS;
+	for (int i = 0; i < COLUMNS; i++) {
+		parquet->starts[i] = parquet->group_bytes * before / sum;
+		before += weights[i];
+	}
+	parquet->starts[COLUMNS] = parquet->group_bytes;
+	/* Each of the four threads of a scan has a column of its own and a quarter of the row
+	 * groups. */
+	for (unsigned i = 0; i < CURSORS; i++)
+		parquet->cursors[i] =
+		        (struct cursor){.group = i * (ROW_GROUPS / CURSORS),
+		                        .column = i * (COLUMNS / CURSORS) +
+		                                  (unsigned)draw(random, COLUMNS / CURSORS)};
+}
+
+/* The next piece of one cursor's column chunk; one time in sixteen the rest of the chunk is not
+ * wanted. */
+static uint64_t next_piece(struct parquet *parquet, uint64_t *random, size_t *ret_length)
+{
+	struct cursor *cursor = &parquet->cursors[draw(random, CURSORS)];
+	uint64_t chunk = parquet->starts[cursor->column + 1] - parquet->starts[cursor->column];
+	size_t length = LEAST + (size_t)draw(random, MOST - LEAST + 1);
+	if (chunk - cursor->at < LEAST || draw(random, 16) == 0) {
+		cursor->group = (cursor->group + 1) % ROW_GROUPS;
+		cursor->at = 0;
+	}
+	if (length > chunk - cursor->at)
+		length = (size_t)(chunk - cursor->at);
+	uint64_t offset =
+	        cursor->group * parquet->group_bytes + parquet->starts[cursor->column] + cursor->at;
+	cursor->at += length;
+	*ret_length = length;
+	return offset;
+}
+
+static void read_pieces(char **arguments, int scattered)
+{
+	unsigned reads = (unsigned)atoi(arguments[1]);
+	uint64_t random = strtoull(arguments[2], NULL, 10) << 32, bytes = 0;
+	static uint8_t buffer[MOST];
+	struct parquet parquet = {};
+	struct stat status;
+	double start = now();
+	int fd = open(arguments[0], O_RDONLY);
+	if (fd < 0 || fstat(fd, &status) < 0)
+		err(1, "open %s", arguments[0]);
+	lay_out(&parquet, (uint64_t)status.st_size, &random);
+	for (unsigned i = 0; i < reads; i++) {
+		size_t length = LEAST;
+		uint64_t offset = (uint64_t)status.st_size - LEAST; /* the footer comes first */
+		if (scattered) {
+			length += (size_t)draw(&random, MOST - LEAST + 1);
+			offset = draw(&random, (uint64_t)status.st_size - length);
+		} else if (i > 0)
+			offset = next_piece(&parquet, &random, &length);
+		if (pread(fd, buffer, length, (off_t)offset) != (ssize_t)length)
+			err(1, "read %s", arguments[0]);
+		bytes += length;
+	}
+	close(fd);
+	printf("%.9f\n%llu\n", now() - start, (unsigned long long)bytes);
+	exit(0);
 }
 
 static void resident(char **arguments)
@@ -229,12 +360,18 @@ int main(int argc, char **argv)
 		stat_all(arguments);
 	else if (strcmp(command, "fill") == 0 && count == 3)
 		add_bytes(arguments[0], O_CREAT | O_TRUNC, strtoull(arguments[1], NULL, 10),
-			  strtoull(arguments[2], NULL, 10));
+		          strtoull(arguments[2], NULL, 10));
 	else if (strcmp(command, "append") == 0 && count == 3)
 		add_bytes(arguments[0], O_APPEND, strtoull(arguments[1], NULL, 10),
-			  strtoull(arguments[2], NULL, 10));
+		          strtoull(arguments[2], NULL, 10));
 	else if (strcmp(command, "read") == 0 && count == 2)
 		read_all(arguments);
+	else if (strcmp(command, "readback") == 0 && count == 5)
+		read_back(arguments);
+	else if (strcmp(command, "parquet") == 0 && count == 3)
+		read_pieces(arguments, 0);
+	else if (strcmp(command, "scatter") == 0 && count == 3)
+		read_pieces(arguments, 1);
 	else if (strcmp(command, "list") == 0 && count == 1)
 		list(arguments);
 	else if (strcmp(command, "resident") == 0 && count == 1)

@@ -9,6 +9,8 @@ import subprocess
 import threading
 import time
 
+from processes import gone, note
+
 
 class Failed(Exception):
     pass
@@ -17,7 +19,8 @@ class Failed(Exception):
 class Lake:
     """One lake directory and its mount. Used with `with`: leaves nothing mounted."""
 
-    def __init__(self, bin_directory, directory, mountpoint, store_url=None):
+    def __init__(self, bin_directory, directory, mountpoint, store_url=None, new=False, config=None):
+        """`store_url` is joined, or with `new` gets the lake; `config` goes into lake.json."""
         self.bin = bin_directory
         self.directory = directory
         self.mountpoint = mountpoint
@@ -25,8 +28,17 @@ class Lake:
         self.memory = {"VmHWM": 0, "RssAnon": 0}
         self._watch = None
         command = [f"{bin_directory}/lakectl", "-q"]
-        command += ["clone", store_url, directory] if store_url else ["init", directory]
+        if store_url and not new:
+            command += ["clone", store_url, directory]
+        else:
+            command += ["init", *(["--store", store_url] if store_url else []), directory]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        if config:
+            path = os.path.join(directory, "lake.json")
+            with open(path) as file:
+                settings = json.load(file)
+            with open(path, "w") as file:
+                json.dump({**settings, **config}, file)
         os.makedirs(mountpoint, exist_ok=True)
 
     def __enter__(self):
@@ -54,10 +66,12 @@ class Lake:
              self.mountpoint], pass_fds=[writer], stdout=log, stderr=log, start_new_session=True)
         os.close(writer)
         log.close()
+        note(self.daemon)
         with os.fdopen(reader) as pipe:
             answer = pipe.readline().strip()
         if answer != "ready":
             self.daemon.wait()
+            gone(self.daemon)
             self.daemon = None
             raise Failed(f"laked did not start: {answer}")
         self._watch = threading.Thread(target=self._watch_memory, args=(self.daemon,), daemon=True)
@@ -80,6 +94,7 @@ class Lake:
         except subprocess.TimeoutExpired:
             self.daemon.send_signal(signal.SIGKILL)
             self.daemon.wait()
+        gone(self.daemon)
         if os.path.ismount(self.mountpoint):
             subprocess.run(["umount", "--lazy", self.mountpoint], check=False)
         self.daemon = None

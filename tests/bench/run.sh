@@ -5,7 +5,10 @@
 # LAKE_BIN      where lakectl and laked are                  (build/bin)
 # BENCH_FILES   files in the large lake                      (1000000)
 # BENCH_DIR     where the disk is measured                   (build/bench)
-# BENCH_ONLY    some of: large small versions peers          (all)
+# BENCH_ONLY    some of: large small versions peers s3 s3-latency   (all)
+# BENCH_S3_BYTES   of the file that is read from S3          (536870912)
+# BENCH_S3_FILES   in the large lake in S3                   (100000)
+# BENCH_S3_PARTS   some of: sequential random_reads small_files append rename duckdb versions   (all)
 set -eu
 cd "$(dirname "$0")/../.."
 : "${LAKE_BIN:=build/bin}" "${BENCH_DIR:=build/bench}" "${BENCH_FILES:=1000000}"
@@ -17,8 +20,27 @@ BENCH_DISK_KIND="$(findmnt -n -o FSTYPE -T "$BENCH_ROOT") at $BENCH_DIR"
 BENCH_MEMORY=
 mkdir "$BENCH_DISK"
 
+# Children that bench.py started and did not end: each file is named by an id, and holds when that
+# process started, so that no other one is ended that has the id by now.
+end_children() {
+	local file id
+	for file in "$BENCH_ROOT"/pids/*; do
+		id=${file##*/}
+		[ -e "$file" ] && [ "$(sed 's/.*) //' "/proc/$id/stat" 2>/dev/null | cut -d' ' -f20)" = "$(cat "$file")" ] ||
+			continue
+		kill "$id" 2>/dev/null || true
+		for _ in 1 2 3 4 5 6 7 8 9 10; do
+			kill -0 "$id" 2>/dev/null || continue 2
+			sleep 0.2
+		done
+		kill -9 "$id" 2>/dev/null || true
+	done
+	[ ! -d "$BENCH_ROOT/ceph" ] || tests/lib/ceph.sh stop "$BENCH_ROOT/ceph"
+}
+
 cleanup() {
 	local place
+	end_children
 	for place in "$BENCH_ROOT"/mount* "$BENCH_ROOT/btrfs" "$BENCH_DISK"; do
 		findmnt --noheadings --mountpoint "$place" >/dev/null || continue
 		umount "$place" 2>/dev/null || umount --lazy "$place" || fusermount3 -uz "$place" || true

@@ -1,0 +1,348 @@
+"""What a lake in S3 costs, beside curl, s3fs and rclone on the same gateway. See tests/bench/README.md."""
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import time
+
+import s3_versions
+from lake import Failed, Lake
+from s3_peers import PEERS, Rclone, S3fs, curl_best
+from s3_world import REPOSITORY, Gateway, Link, drop_page_cache
+from table import DISK, KIB, MIB, ROOT, figures, row, say, section, size_text, tool
+
+BIN = os.environ["LAKE_BIN"]
+BIG = int(os.environ.get("BENCH_S3_BYTES", str(512 * MIB)))
+LATENCY_MS = 15
+SMALL_BYTES = 10 * KIB
+DIRECTORIES = 20
+FLIGHTS = 20
+READS = 200
+PYTHON = os.path.join(REPOSITORY, "build", "venv", "bin", "python")
+SOURCE = os.path.join(REPOSITORY, "build", "node", "node_modules", "vega-datasets", "data", "flights-3m.parquet")
+
+
+def seconds_text(seconds):
+    return f"{seconds:.3f} s" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def megabytes(size, seconds):
+    return f"{size / seconds / 1e6:.0f} MB/s"
+
+
+class Place:
+    """The gateway by one way: directly, or with latency; and what lies there to be read."""
+
+    def __init__(self, gateway, endpoint, slow, counted):
+        self.gateway, self.endpoint, self.slow = gateway, endpoint, slow
+        self.counted = counted  # a Link that counts what goes through it
+        self.made = 0
+
+    def lake(self, prefix, new=False, endpoint=None, name="s3", **config):
+        directory = os.path.join(DISK, f"lake-{name}")
+        shutil.rmtree(directory, ignore_errors=True)
+        return Lake(BIN, directory, os.path.join(ROOT, f"mount-{name}"),
+                    f"s3://lake/{prefix}?endpoint={endpoint or self.endpoint}", new, config)
+
+    @contextlib.contextmanager
+    def fresh(self, prefix="read", **options):
+        """A new host: clone and mount, nothing cached."""
+        lake = self.lake(prefix, **options)
+        try:
+            with lake:
+                drop_page_cache()
+                yield lake
+        finally:
+            shutil.rmtree(lake.directory, ignore_errors=True)
+
+    def peer(self, kind, bucket):
+        drop_page_cache()
+        return kind(bucket, self.endpoint)
+
+    def unused(self, name):
+        """A new place for one measurement: a prefix, or a bucket's name."""
+        self.made += 1
+        return f"{name}-{'slow' if self.slow else 'fast'}-{self.made}"
+
+
+def median(count, measure):
+    return statistics.median(measure() for _ in range(count))
+
+
+def against(what, peer, theirs, ours, times=None, text=seconds_text):
+    """A row against one peer; `times`: how often faster the lake must be."""
+    ratio = theirs / ours
+    row(f"{what}; {peer}", text(theirs), text(ours), ratio, f">= {times} times" if times else "",
+        ratio >= times if times else None)
+
+
+# -- what is read --
+
+def make_readable(gateway, place):
+    """The same bytes in a lake and as the peers' objects."""
+    say("making what is read")
+    big, base = os.path.join(DISK, "big"), os.path.join(DISK, "base")
+    flights, many = os.path.join(DISK, "flights"), os.path.join(DISK, "many")
+    os.makedirs(flights)
+    os.makedirs(many)
+    tool("fill", big, BIG, 5)
+    tool("fill", base, BIG // 2, 6)
+    tool("make", many, 1, 1000, KIB, 1, 8)
+    if os.path.exists(SOURCE) and os.path.exists(PYTHON):
+        subprocess.run([PYTHON, query_program(), SOURCE, flights, str(FLIGHTS)], check=True)
+    gateway.bucket("lake")
+    gateway.bucket("peers")
+    with place.lake("read", new=True) as lake:
+        for path in (big, base):
+            shutil.copyfile(path, lake.path("main", os.path.basename(path)))
+        for path in (flights, os.path.join(many, "d0000")):
+            shutil.copytree(path, lake.path("main", os.path.basename(path)))
+        seconds, _ = lake.timed("commit", branch="main", message="what is read")
+        say(f"  committed: {seconds:.1f} s")
+        for name in sorted(os.listdir(flights)):
+            gateway.upload("peers", f"flights/{name}", os.path.join(flights, name))
+        gateway.request("PUT", "/peers/flights/", body=b"")
+    shutil.rmtree(lake.directory)
+    for path in (big, base):
+        gateway.upload("peers", os.path.basename(path), path)
+    os.unlink(big)
+    os.unlink(base)
+
+
+# -- reading --
+
+def sequential(place):
+    say(f"sequential read of {size_text(BIG)}")
+    def ours():
+        with place.fresh() as lake:
+            return tool("read", lake.path("main", "big"), MIB)
+    lake = median(3, ours)
+    say(f"  lake {lake:.2f} s")
+    files, range_mib, width = curl_best(place.endpoint, "peers", "big", BIG, True, drop_page_cache)
+    null, null_mib, null_width = curl_best(place.endpoint, "peers", "big", BIG, False, lambda: None)
+    what = f"sequential read of {BIG // MIB} MiB"
+    row(f"{what}; curl -Z to files, {width} ranges of {range_mib} MiB at once", megabytes(BIG, files),
+        megabytes(BIG, lake), files / lake, ">= 0.80 times", files / lake >= 0.8)
+    row(f"  curl -Z to /dev/null, {null_width} of {null_mib} MiB", megabytes(BIG, null), megabytes(BIG, lake),
+        null / lake)
+    for kind in PEERS:
+        with place.peer(kind, "peers") as peer:
+            theirs = tool("read", peer.path("big"), MIB)
+        against("  the same", kind.name, theirs, lake, text=lambda seconds: megabytes(BIG, seconds))
+
+
+def random_reads(place):
+    for command, what, targets in (
+            ("parquet", "Parquet-like reads", {"s3fs": 5, "rclone": 5} if place.slow else {"s3fs": 2, "rclone": 6}),
+            ("scatter", "  reads anywhere", {})):
+        say(what.strip())
+        def ours(endpoint=None, command=command):
+            with place.fresh(endpoint=endpoint) as lake:
+                place.counted.reset()
+                return figures(command, lake.path("main", "big"), READS, 1)
+        runs = [ours() for _ in range(3)]
+        if not place.slow:
+            ours(place.counted.endpoint)
+        fetched = place.counted.counted()[1]
+        lake, size = statistics.median(run[0] for run in runs), runs[0][1]
+        for kind in PEERS:
+            def theirs(kind=kind, command=command):
+                with place.peer(kind, "peers") as peer:
+                    return figures(command, peer.path("big"), READS, 1)[0]
+            against(f"{what}, {READS} of 64 to 256 KiB", kind.name, median(1 if place.slow else 3, theirs), lake,
+                    targets.get(kind.name))
+        row(f"  {what.strip()}: bytes read; fetched", size_text(size), size_text(fetched), fetched / size,
+            "<= 2.50 times" if targets else "", fetched <= 2.5 * size if targets else None)
+
+
+def query_program():
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "duckdb_query.py")
+
+
+def queries(directory):
+    """Three processes one after the other: seconds in all, and within the queries alone."""
+    subprocess.run([PYTHON, query_program()], check=True)
+    start, inside = time.perf_counter(), 0
+    for number in range(3):
+        run = subprocess.run([PYTHON, query_program(), directory, str(number)], check=True, stdout=subprocess.PIPE)
+        inside += float(run.stdout)
+    return time.perf_counter() - start, inside
+
+
+def duckdb(place):
+    flights = os.path.join(DISK, "flights")
+    if not os.listdir(flights):
+        say("no DuckDB or no vega-datasets here: left out")
+        return
+    say("DuckDB")
+    def native():
+        drop_page_cache()
+        return queries(flights)
+    def ours():
+        with place.fresh() as lake:
+            return queries(lake.path("main", "flights"))
+    def middle(runs):
+        return [statistics.median(run[i] for run in runs) for i in (0, 1)]
+    disk, lake = middle([native() for _ in range(3)]), middle([ours() for _ in range(3)])
+    row(f"DuckDB, 3 aggregates over {FLIGHTS} Parquet files; ext4", seconds_text(disk[0]), seconds_text(lake[0]),
+        lake[0] / disk[0], "<= 1.50 times as long", lake[0] <= 1.5 * disk[0])
+    row("  within the queries, without the processes' start", seconds_text(disk[1]), seconds_text(lake[1]),
+        lake[1] / disk[1])
+    for kind in PEERS:
+        with place.peer(kind, "peers") as peer:
+            against("  the same", kind.name, queries(peer.path("flights"))[0], lake[0])
+
+
+# -- writing until durable --
+
+def wait_for(gateway, bucket, prefix, count, size):
+    """Until the bucket itself lists so many objects of that size; nothing else is proof for rclone."""
+    while sum(1 for length in gateway.sizes(bucket, prefix).values() if length == size) < count:
+        time.sleep(0.02)
+
+
+def each_text(count):
+    return lambda seconds: f"{count / seconds:.0f} /s" if seconds < count else f"{count / seconds:.1f} /s"
+
+
+def small_files_lake(place, total):
+    writes, reads = [], []
+    for _ in range(3):
+        prefix = place.unused("small")
+        with place.lake(prefix, new=True) as lake:
+            start = time.perf_counter()
+            tool("make", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 1, 7)
+            lake.call("commit", branch="main", message="small files")
+            writes.append(time.perf_counter() - start)
+        shutil.rmtree(lake.directory)
+        with place.fresh(prefix) as lake:
+            reads.append(tool("readback", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 7))
+    return statistics.median(writes), statistics.median(reads)
+
+
+def small_files_peer(place, kind, total):
+    bucket = place.gateway.bucket(place.unused(kind.name))
+    with place.peer(kind, bucket) as peer:
+        start = time.perf_counter()
+        tool("make", peer.mountpoint, DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 1, 7)
+        wait_for(place.gateway, bucket, "", total, SMALL_BYTES)
+        write = time.perf_counter() - start
+    with place.peer(kind, bucket) as peer:
+        read = tool("readback", peer.mountpoint, DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 7)
+    place.gateway.clear(bucket)
+    return write, read
+
+
+def small_files(place, total=2000):
+    say(f"{total:,} small files")
+    ours = small_files_lake(place, total)
+    say(f"  lake {ours[0]:.2f} s, {ours[1]:.2f} s")
+    for kind, written in ((S3fs, 50), (Rclone, 10)):
+        # A peer that takes minutes gets fewer files, as many as its rate shows by.
+        count = min(total, (100 if place.slow else 400) if kind is S3fs else (400 if place.slow else total))
+        theirs = [seconds * total / count for seconds in small_files_peer(place, kind, count)]
+        note = f"{kind.name}" + (f" (with {count})" if count != total else "")
+        against(f"{total:,} files of 10 KB written until durable", note, theirs[0], ours[0], written, each_text(total))
+        against(f"{total:,} files of 10 KB read on another host", note, theirs[1], ours[1], 10, each_text(total))
+
+
+def append(place):
+    say("append")
+    size = BIG // 2
+    def ours(warm):
+        branch = place.unused("append")
+        with place.fresh() as lake:
+            lake.call("branch", action="create", name=branch, revision="main")
+            path = lake.path(branch, "base")
+            if warm:
+                tool("read", path, MIB)
+            start = time.perf_counter()
+            tool("append", path, MIB, 9)
+            lake.call("commit", branch=branch, message="appended")
+            seconds = time.perf_counter() - start
+            if os.stat(path).st_size != size + MIB:
+                raise Failed("the append is not there")
+            return seconds
+    cold, warm = median(3, lambda: ours(False)), median(1, lambda: ours(True))
+    for kind in PEERS:
+        with place.peer(kind, "peers") as peer:
+            before = place.gateway.sizes("peers", "base")["base"]
+            start = time.perf_counter()
+            tool("append", peer.path("base"), MIB, 9)
+            wait_for(place.gateway, "peers", "base", 1, before + MIB)
+            theirs = time.perf_counter() - start
+        against(f"append 1 MiB to {size // MIB} MiB until durable", kind.name, theirs, cold, 20)
+    row("  the same on a host that has read the file", "", seconds_text(warm), None)
+
+
+def rename_peer(place, kind, count):
+    bucket = place.gateway.bucket(place.unused(f"{kind.name}-rename"))
+    place.gateway.request("PUT", f"/{bucket}/d0000/", body=b"")
+    for i in range(count):
+        place.gateway.request("PUT", f"/{bucket}/d0000/f{i:06}", body=os.urandom(KIB))
+    with place.peer(kind, bucket) as peer:
+        start = time.perf_counter()
+        os.rename(peer.path("d0000"), peer.path("renamed"))
+        wait_for(place.gateway, bucket, "renamed/f", count, KIB)
+        seconds = time.perf_counter() - start
+    place.gateway.clear(bucket)
+    return seconds
+
+
+def rename(place, total=1000):
+    say("rename")
+    def ours():
+        branch = place.unused("rename")
+        with place.fresh() as lake:
+            lake.call("branch", action="create", name=branch, revision="main")
+            start = time.perf_counter()
+            os.rename(lake.path(branch, "d0000"), lake.path(branch, "renamed"))
+            lake.call("commit", branch=branch, message="renamed")
+            return time.perf_counter() - start
+    lake = median(3, ours)
+    for kind in PEERS:
+        count = 200 if place.slow else total
+        theirs = rename_peer(place, kind, count) * total / count
+        note = kind.name + (f" (with {count})" if count != total else "")
+        against(f"rename a directory of {total:,} files until durable", note, theirs, lake, 20)
+
+
+# -- all --
+
+def available():
+    if os.geteuid() != 0:
+        return "this part needs root (page cache, s3fs)"
+    for program in ("radosgw", "ceph-mon", "ceph-osd", "s3fs", "rclone", "curl"):
+        if not shutil.which(program):
+            return f"no {program}; tests/lib/install.sh bench"
+    return None
+
+
+def measure(wanted, gateway, counted, delayed):
+    direct = Place(gateway, gateway.endpoint, False, counted)
+    make_readable(gateway, direct)
+    for name, place in (("s3", direct), ("s3-latency", Place(gateway, delayed.endpoint, True, delayed))):
+        if name not in wanted:
+            continue
+        added = f"{LATENCY_MS} ms added to every request" if place.slow else "without added latency"
+        say(added)
+        section(f"S3 (radosgw on loopback, in memory), {added}; cold caches, fresh mounts; ratio of speeds")
+        for part in (sequential, random_reads, small_files, append, rename, duckdb):
+            if PARTS and part.__name__ not in PARTS:
+                continue
+            part(place)
+        if not PARTS or "versions" in PARTS:
+            s3_versions.measure(place)
+
+
+PARTS = os.environ.get("BENCH_S3_PARTS", "").split()
+
+
+def run(wanted):
+    why = available()
+    if why:
+        say(f"S3 is left out: {why}")
+        return
+    with Gateway() as gateway, Link(gateway) as counted, Link(gateway, LATENCY_MS) as delayed:
+        measure(wanted, gateway, counted, delayed)

@@ -11,6 +11,7 @@
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -122,6 +123,8 @@ void store_u64_be(void *at, uint64_t value)
 
 /* -- buffers -- */
 
+#define HUGE_PAGE_BYTES (2u << 20)
+#define LARGE_BYTES_MIN (2 * HUGE_PAGE_BYTES)
 #define BUFFER_CAPACITY_FIRST 64
 
 void buffer_release(struct buffer *buffer)
@@ -134,6 +137,18 @@ void buffer_clear(struct buffer *buffer)
 {
 	buffer->length = 0;
 	buffer->failed = 0;
+}
+
+/* What is filled once and let go: in 4 KiB pages the faults would cost more than the copying. */
+static uint8_t *allocate_large(size_t *capacity)
+{
+	size_t rounded = (*capacity + HUGE_PAGE_BYTES - 1) & ~(size_t)(HUGE_PAGE_BYTES - 1);
+	uint8_t *data = aligned_alloc(HUGE_PAGE_BYTES, rounded);
+	if (data == NULL)
+		return NULL;
+	(void)madvise(data, rounded, MADV_HUGEPAGE); /* a wish */
+	*capacity = rounded;
+	return data;
 }
 
 int buffer_reserve(struct buffer *buffer, size_t more)
@@ -149,7 +164,8 @@ int buffer_reserve(struct buffer *buffer, size_t more)
 		capacity = BUFFER_CAPACITY_FIRST;
 	if (capacity < need)
 		capacity = need;
-	uint8_t *data = realloc(buffer->data, capacity);
+	bool large = buffer->data == NULL && capacity >= LARGE_BYTES_MIN;
+	uint8_t *data = large ? allocate_large(&capacity) : realloc(buffer->data, capacity);
 	if (data == NULL)
 		return -ERR_NO_MEMORY;
 	buffer->data = data;

@@ -12,7 +12,6 @@
 
 #define LIST_BYTES_MAX ((size_t)16 << 20) /* a page is well below 2 MiB */
 #define REMOVE_BATCH_MAX 1000             /* S3's limit */
-#define RANGE_END_MAX ((uint64_t)INT64_MAX / 2)
 
 static struct s3 *s3_of(struct object_store *store)
 {
@@ -26,13 +25,9 @@ static int not_found(struct s3 *s3, const char *key, struct message *message)
 
 /* -- reading -- */
 
-struct range {
-	uint64_t offset, length; /* length UINT64_MAX: to the end */
-};
-
-static bool is_whole(const struct range *range)
+static bool is_to_end(const struct s3_range *range)
 {
-	return range->offset == 0 && range->length == UINT64_MAX;
+	return range->length == UINT64_MAX;
 }
 
 static int wrong_bytes(const char *key, const char *why, struct message *message)
@@ -41,20 +36,8 @@ static int wrong_bytes(const char *key, const char *why, struct message *message
 	            why);
 }
 
-/* What a 206 says it holds must be what was asked for: [offset, offset+length) or to the end. */
-static int check_part(const struct range *range, const struct http_response *http, uint64_t got)
-{
-	unsigned long long first, last, total;
-	if (sscanf(http->content_range, "bytes %llu-%llu/%llu", &first, &last, &total) != 3)
-		return -ERR_CORRUPT;
-	if (first != range->offset || last < first || last >= total || last - first + 1 != got)
-		return -ERR_CORRUPT;
-	return got == range->length || (got < range->length && last + 1 == total) ? 0
-	                                                                          : -ERR_CORRUPT;
-}
-
 /* Of a whole object, as a server may answer a range request, keep the range. */
-static void cut(struct buffer *bytes, size_t before, const struct range *range)
+static void cut(struct buffer *bytes, size_t before, const struct s3_range *range)
 {
 	uint64_t size = bytes->length - before;
 	uint64_t left = range->offset < size ? size - range->offset : 0;
@@ -65,20 +48,24 @@ static void cut(struct buffer *bytes, size_t before, const struct range *range)
 }
 
 /* The last check before bytes count as read. */
-static int accept(const char *key, const struct range *range, struct s3_answer *answer,
+static int accept(const char *key, const struct s3_range *asked, struct s3_answer *answer,
                   struct buffer *bytes, size_t before, struct message *message)
 {
 	const struct http_response *http = &answer->http;
-	uint64_t got = bytes->length - before;
+	/* Of a read that was resumed this answer is only the end. */
+	size_t start = before + (size_t)answer->resumed;
+	struct s3_range range = {asked->offset + answer->resumed,
+	                         asked->length - (is_to_end(asked) ? 0 : answer->resumed)};
+	uint64_t got = bytes->length - start;
 	int error = 0;
 	if (http->content_length < 0 || (uint64_t)http->content_length != got)
 		error = wrong_bytes(key, "its length is not the one it names", message);
-	else if (http->status == 206 && check_part(range, http, got) < 0)
+	else if (http->status == 206 && !s3_range_matches(&range, http->content_range, got))
 		error = wrong_bytes(key, "it is another range than the one asked for", message);
 	else if (http->status != 200 && http->status != 206)
 		error = wrong_bytes(key, "an unexpected status", message);
-	else if (http->status == 200 && !is_whole(range))
-		cut(bytes, before, range);
+	else if (http->status == 200 && (range.offset > 0 || !is_to_end(&range)))
+		cut(bytes, start, &range);
 	if (error < 0)
 		bytes->length = before;
 	return error;
@@ -114,25 +101,16 @@ static int look(struct s3 *s3, const char *key, struct etag *ret_etag, struct me
 
 /* `known` not NULL (nor ret_etag then): 0 when that is still its etag, 1 when not, and then it was
  * read. */
-static int read_object(struct s3 *s3, const char *key, const struct range *range,
+static int read_object(struct s3 *s3, const char *key, const struct s3_range *range,
                        const struct etag *known, struct buffer *ret_bytes, struct etag *ret_etag,
                        struct message *message)
 {
 	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	char span[64], match[ETAG_MAX + 3];
+	char match[ETAG_MAX + 3];
 	size_t before = ret_bytes->length;
 	struct etag etag;
-	struct s3_request request = {.method = "GET", .key = key, .into = ret_bytes};
-	if (!is_whole(range)) {
-		if (range->length > RANGE_END_MAX - range->offset)
-			snprintf(span, sizeof(span), "bytes=%llu-",
-			         (unsigned long long)range->offset);
-		else
-			snprintf(span, sizeof(span), "bytes=%llu-%llu",
-			         (unsigned long long)range->offset,
-			         (unsigned long long)(range->offset + range->length - 1));
-		request.headers[request.header_count++] = (struct http_header){"range", span};
-	}
+	struct s3_request request = {
+	        .method = "GET", .key = key, .into = ret_bytes, .range = range};
 	if (known != NULL) {
 		request.kind = OBJECT_GET_IF_CHANGED;
 		snprintf(match, sizeof(match), "\"%s\"", known->text);
@@ -169,8 +147,8 @@ static int read_object(struct s3 *s3, const char *key, const struct range *range
 static int s3_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
                   struct buffer *ret_bytes, struct etag *ret_etag, struct message *message)
 {
-	struct range range = {offset, length};
-	if (length == 0 || offset >= RANGE_END_MAX)
+	struct s3_range range = {offset, length};
+	if (length == 0 || offset >= S3_RANGE_END_MAX)
 		return look(s3_of(store), key, ret_etag, message);
 	return read_object(s3_of(store), key, &range, NULL, ret_bytes, ret_etag, message);
 }
@@ -179,7 +157,7 @@ static int s3_get_if_changed(struct object_store *store, const char *key, const 
                              struct buffer *ret_bytes, struct etag *ret_etag,
                              struct message *message)
 {
-	struct range whole = {0, UINT64_MAX};
+	struct s3_range whole = {0, UINT64_MAX};
 	return read_object(s3_of(store), key, &whole, known, ret_bytes, ret_etag, message);
 }
 

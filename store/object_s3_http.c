@@ -18,12 +18,14 @@
 #define CONNECT_MS_DEFAULT 5000
 #define FIRST_BYTE_MS_DEFAULT 10000
 #define STALL_MS_DEFAULT 10000
-#define STALL_BYTES_MIN (16u << 10) /* less than this within stall_ms is a stall */
+#define TRICKLE_MS 10000 /* less than TRICKLE_BYTES_MIN in such a time is a stall as well */
+#define TRICKLE_BYTES_MIN (16u << 10)
 #define UPLOAD_BYTES_PER_MS_MIN 256 /* what the kernel may still hold when we sent all */
 #define UPLOAD_DRAIN_MS_MAX 30000
 #define POLL_BUSY_MS 250
 #define POLL_IDLE_MS 60000
 #define RECEIVE_BUFFER_BYTES (256 << 10)
+#define RESERVE_BYTES_MAX (64 << 20)
 #define SEND_BUFFER_BYTES (256 << 10)
 
 struct call {
@@ -35,7 +37,9 @@ struct call {
 	size_t into_length; /* of request->into, before */
 	size_t sent;
 	uint64_t moved; /* bytes in either direction */
-	uint64_t checkpoint_moved;
+	uint64_t seen;  /* of `moved`, when last looked at, and since when it is so */
+	int64_t seen_ms;
+	uint64_t checkpoint_moved; /* the same for a trickle */
 	int64_t checkpoint_ms;
 	bool answering; /* the first byte came */
 	bool headed;    /* the headers came whole */
@@ -172,6 +176,19 @@ static void keep_header(const char *line, size_t length, const char *name, char 
 	ret_value[take] = '\0';
 }
 
+/* Growing by and by would copy what is there and touch twice the memory. What a server says is
+ * believed as far as a pack goes. */
+static void make_room(struct call *call)
+{
+	curl_off_t length = 0;
+	curl_easy_getinfo(call->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
+	if (call->request->into == NULL || !is_good(call) || length <= 0)
+		return;
+	/* Without memory it fails when the bytes come. */
+	(void)buffer_reserve(call->request->into,
+	                     length < RESERVE_BYTES_MAX ? (size_t)length : RESERVE_BYTES_MAX);
+}
+
 static size_t receive_header(char *line, size_t size, size_t count, void *context)
 {
 	struct call *call = context;
@@ -187,8 +204,10 @@ static size_t receive_header(char *line, size_t size, size_t count, void *contex
 		call->headed = false;
 		return length;
 	}
-	if (length <= 2 && (line[0] == '\r' || line[0] == '\n'))
+	if (length <= 2 && (line[0] == '\r' || line[0] == '\n')) {
 		call->headed = true;
+		make_room(call);
+	}
 	keep_header(line, length, "etag", response->etag, sizeof(response->etag));
 	keep_header(line, length, "content-range", response->content_range,
 	            sizeof(response->content_range));
@@ -321,7 +340,7 @@ static void start(struct http *http, struct call *call)
 	set_callbacks(call);
 	set_method(call);
 	set_connection(http, call);
-	call->checkpoint_ms = clock_monotonic_ms();
+	call->seen_ms = call->checkpoint_ms = clock_monotonic_ms();
 	CURLMcode code = curl_multi_add_handle(http->multi, call->easy);
 	if (code != CURLM_OK) {
 		fail_call(call, HTTP_FAILED, -ERR_NO_MEMORY, curl_multi_strerror(code));
@@ -387,7 +406,10 @@ static void conclude(struct call *call, CURLcode code)
 		response->outcome = HTTP_ANSWERED;
 	}
 	struct buffer *into = call->request->into;
-	if (into != NULL && (response->outcome != HTTP_ANSWERED || !is_good(call)))
+	bool cut = response->outcome == HTTP_BROKEN || response->outcome == HTTP_STALLED;
+	bool kept = is_good(call) && (response->outcome == HTTP_ANSWERED ||
+	                              (cut && call->headed && call->request->keep_cut));
+	if (into != NULL && !kept)
 		into->length = call->into_length;
 }
 
@@ -421,16 +443,27 @@ static bool is_connected(const struct call *call)
 	return us > 0;
 }
 
+static bool is_stalled(struct call *call, int64_t now_ms)
+{
+	if (call->moved != call->seen || !is_connected(call)) {
+		call->seen = call->moved;
+		call->seen_ms = now_ms;
+	}
+	if (call->moved - call->checkpoint_moved >= TRICKLE_BYTES_MIN || !is_connected(call)) {
+		call->checkpoint_moved = call->moved;
+		call->checkpoint_ms = now_ms;
+	}
+	int64_t patience = patience_ms(call);
+	int64_t trickle_ms = patience > TRICKLE_MS ? patience : TRICKLE_MS;
+	return now_ms - call->seen_ms > patience || now_ms - call->checkpoint_ms > trickle_ms;
+}
+
 static void check_stalls(struct http *http)
 {
 	int64_t now_ms = clock_monotonic_ms();
 	for (struct call *call = http->active.first, *next; call != NULL; call = next) {
 		next = call->next;
-		if (call->moved - call->checkpoint_moved >= STALL_BYTES_MIN ||
-		    !is_connected(call)) {
-			call->checkpoint_moved = call->moved;
-			call->checkpoint_ms = now_ms;
-		} else if (now_ms - call->checkpoint_ms > patience_ms(call)) {
+		if (is_stalled(call, now_ms)) {
 			call->stalled = true;
 			end(http, call, CURLE_OPERATION_TIMEDOUT);
 		}

@@ -56,6 +56,9 @@ struct s3 {
 };
 
 /* -- one request -- */
+struct s3_range {
+	uint64_t offset, length; /* length UINT64_MAX: to the end */
+};
 struct s3_request {
 	enum object_request kind; /* as it is counted */
 	const char *method;
@@ -65,13 +68,16 @@ struct s3_request {
 	size_t header_count;
 	const void *body;
 	size_t body_length;
-	struct buffer *into; /* body of a 2xx answer */
-	bool once;           /* reaches the store at most once for each s3_send */
+	struct buffer *into;          /* body of a 2xx answer */
+	const struct s3_range *range; /* bytes of an object to read; NULL: no such request */
+	bool once;                    /* reaches the store at most once for each s3_send */
+	bool keep_cut;                /* as http_request's */
 };
 struct s3_answer {
 	struct http_response http;
 	struct s3_error error; /* what an error body says */
 	char access_key[160];  /* that signed it */
+	uint64_t resumed; /* bytes of `into` that earlier, cut answers brought; this one goes on */
 };
 void s3_answer_release(struct s3_answer *answer); /* accepts zeroed */
 
@@ -101,8 +107,8 @@ enum s3_verdict s3_judge(const struct s3_answer *answer);
 /* Remember how the store did. */
 void s3_learn(struct s3 *s3, const struct s3_request *request, const struct s3_answer *answer,
               enum s3_verdict verdict);
-/* Send, and again while there is time: for requests that may be repeated. 0: S3_DONE, look at the
- * status; else an error with a message. */
+/* Send, and again while there is time: for requests that may be repeated. A read of a range that
+ * was cut goes on where it broke. 0: S3_DONE, look at the status; else an error with a message. */
 int s3_perform(struct s3 *s3, const struct s3_request *request, struct s3_answer *ret_answer,
                struct message *message);
 /* A failed answer in words, with what to do about it. Returns the error. */
@@ -113,6 +119,27 @@ static inline bool s3_is_good(const struct s3_answer *answer)
 	return answer->http.outcome == HTTP_ANSWERED && answer->http.status >= 200 &&
 	       answer->http.status < 300;
 }
+
+/* -- ranges, and reads that go on where they broke (s3_range.c) -- */
+#define S3_RANGE_TEXT 64
+#define S3_RANGE_END_MAX ((uint64_t)INT64_MAX / 2)
+/* The value of a Range header. False: all of the object, no header. */
+bool s3_range_text(const struct s3_range *range, char ret_text[S3_RANGE_TEXT]);
+/* Does a Content-Range name this range, and `got` bytes? Fewer than asked for only at the end. */
+bool s3_range_matches(const struct s3_range *range, const char *content_range, uint64_t got);
+struct s3_resume {
+	struct s3_request request; /* for what is left */
+	struct s3_range asked, rest;
+	size_t before; /* length of request.into when nothing had come */
+	uint64_t got;
+	char etag[128]; /* of the object they are from */
+};
+/* Both do nothing for a request without a range. `ret_resume` must stay where it is. */
+void s3_resume_begin(struct s3_resume *ret_resume, const struct s3_request *request);
+/* After each answer: keeps what can be gone on from. The verdict may become S3_AGAIN. */
+enum s3_verdict s3_resume_after(struct s3_resume *resume, struct s3_answer *answer,
+                                enum s3_verdict verdict, struct s3_patience *patience);
+void s3_resume_fail(struct s3_resume *resume); /* nothing was read */
 
 /* -- writing (s3_write.c) -- */
 #define S3_SINGLE_PUT_BYTES_MAX ((size_t)64 << 20)

@@ -36,9 +36,10 @@ struct http_request {
 	struct buffer *into;   /* the body of a 2xx answer is appended here; NULL: dropped */
 	int64_t connect_ms;    /* 0: 5,000 */
 	int64_t first_byte_ms; /* from the last byte sent to the first one back; 0: 10,000 */
-	int64_t stall_ms;      /* a body that does not move for so long is given up; 0: 10,000 */
-	bool once;             /* see above */
-	bool direct;           /* no proxy */
+	int64_t stall_ms; /* a body of which nothing moves for so long is given up; 0: 10,000 */
+	bool once;        /* see above */
+	bool keep_cut;    /* keep what came of the body of a 2xx answer that was cut */
+	bool direct;      /* no proxy */
 };
 
 enum http_outcome {
@@ -69,7 +70,7 @@ struct http_response {
 void http_response_release(struct http_response *response); /* accepts zeroed */
 
 /* Blocks until there is an answer or none can be had. Whatever `ret_response` held is released.
- * After anything but a 2xx answer *request->into is as it was. */
+ * After anything but a 2xx answer *request->into is as it was (but for keep_cut). */
 void http_perform(struct http *http, const struct http_request *request,
                   struct http_response *ret_response);
 

@@ -20,6 +20,7 @@
 #define FIRST_BYTE_MS_UNKNOWN 10000
 #define CONNECT_MS_MAX 5000
 #define STALL_MS_MAX 10000
+#define READ_STALL_MS_MIN 1500
 #define LATENCY_BODY_BYTES_MAX (64u << 10)
 
 void s3_answer_release(struct s3_answer *answer)
@@ -105,22 +106,38 @@ static int64_t at_most(const struct s3 *s3, int64_t ms)
 	return ms < s3->settings.timeout_ms ? ms : s3->settings.timeout_ms;
 }
 
-static int64_t first_byte_ms(struct s3 *s3, const struct s3_request *request, unsigned tries)
+static bool is_write(const struct s3_request *request)
+{
+	return strcmp(request->method, "GET") != 0 && strcmp(request->method, "HEAD") != 0;
+}
+
+/* A multiple of what is usual, doubled with each try. */
+static int64_t wait_ms(struct s3 *s3, unsigned tries, int64_t least_ms, int64_t most_ms)
 {
 	pthread_mutex_lock(&s3->lock);
 	int64_t us = s3->learned.first_byte_us == 0
 	                     ? (int64_t)FIRST_BYTE_MS_UNKNOWN * 1000
 	                     : s3->learned.first_byte_us + 8 * s3->learned.deviation_us;
 	pthread_mutex_unlock(&s3->lock);
-	bool write = strcmp(request->method, "GET") != 0 && strcmp(request->method, "HEAD") != 0;
 	int64_t ms = us / 1000 * 4;
-	int64_t least_ms = write ? WRITE_FIRST_BYTE_MS_MIN : READ_FIRST_BYTE_MS_MIN;
 	if (ms < least_ms)
 		ms = least_ms;
 	ms <<= tries < 4 ? tries : 4;
-	if (ms > FIRST_BYTE_MS_MAX)
-		ms = FIRST_BYTE_MS_MAX;
-	return at_most(s3, ms);
+	return at_most(s3, ms < most_ms ? ms : most_ms);
+}
+
+static int64_t first_byte_ms(struct s3 *s3, const struct s3_request *request, unsigned tries)
+{
+	return wait_ms(s3, tries,
+	               is_write(request) ? WRITE_FIRST_BYTE_MS_MIN : READ_FIRST_BYTE_MS_MIN,
+	               FIRST_BYTE_MS_MAX);
+}
+
+/* Starting a read anew costs a request, and what came is kept; a write would be sent again. */
+static int64_t stall_ms(struct s3 *s3, const struct s3_request *request, unsigned tries)
+{
+	return wait_ms(s3, tries, is_write(request) ? STALL_MS_MAX : READ_STALL_MS_MIN,
+	               STALL_MS_MAX);
 }
 
 /* -- one request -- */
@@ -148,6 +165,7 @@ struct envelope {
 	size_t count;
 	char date[AMZ_DATE_LENGTH + 1];
 	char hash[SHA256_HEX + 1];
+	char range[S3_RANGE_TEXT];
 	struct buffer path, url, authorization;
 };
 
@@ -163,18 +181,25 @@ static void add_header(struct envelope *envelope, const char *name, const char *
 	envelope->headers[envelope->count++] = (struct http_header){name, value};
 }
 
+static const char no_body_sha256[] =
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
 static int sign(struct s3 *s3, const struct s3_request *request, const struct s3_key *key,
                 struct envelope *envelope)
 {
 	const char *query = request->query != NULL ? request->query : "";
 	amz_date(clock_wall_ms(), envelope->date);
-	payload_hash(request->body != NULL ? request->body : "", request->body_length,
-	             envelope->hash);
+	if (request->body_length > 0)
+		payload_hash(request->body, request->body_length, envelope->hash);
+	else
+		memcpy(envelope->hash, no_body_sha256, sizeof(no_body_sha256));
 	add_header(envelope, "Host", s3->host);
 	add_header(envelope, "x-amz-content-sha256", envelope->hash);
 	add_header(envelope, "x-amz-date", envelope->date);
 	if (key->session_token != NULL)
 		add_header(envelope, "x-amz-security-token", key->session_token);
+	if (request->range != NULL && s3_range_text(request->range, envelope->range))
+		add_header(envelope, "range", envelope->range);
 	for (size_t i = 0; i < request->header_count; i++)
 		add_header(envelope, request->headers[i].name, request->headers[i].value);
 	int error = compose_path(s3, request, &envelope->path);
@@ -239,8 +264,9 @@ int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
 	                                    .into = request->into,
 	                                    .connect_ms = at_most(s3, CONNECT_MS_MAX),
 	                                    .first_byte_ms = first_byte_ms(s3, request, tries),
-	                                    .stall_ms = at_most(s3, STALL_MS_MAX),
-	                                    .once = request->once};
+	                                    .stall_ms = stall_ms(s3, request, tries),
+	                                    .once = request->once,
+	                                    .keep_cut = request->keep_cut};
 	http_perform(s3->http, &http_request, &ret_answer->http);
 	count_request(s3, request, tries, &ret_answer->http);
 	if (ret_answer->http.outcome == HTTP_ANSWERED && !s3_is_good(ret_answer))
@@ -313,17 +339,21 @@ int s3_perform(struct s3 *s3, const struct s3_request *request, struct s3_answer
                struct message *message)
 {
 	struct s3_patience patience;
+	struct s3_resume resume;
 	bool renewed = false;
+	int error;
 	s3_patience_begin(s3, &patience);
+	s3_resume_begin(&resume, request);
 	for (;;) {
-		int error = s3_send(s3, request, patience.tries, ret_answer, message);
+		error = s3_send(s3, &resume.request, patience.tries, ret_answer, message);
 		if (error < 0)
-			return error;
+			break;
 		enum s3_verdict verdict = s3_judge(ret_answer);
 		s3_learn(s3, request, ret_answer, verdict);
 		/* Without a condition of ours it is another operation that is in the way. */
 		if (verdict == S3_DONE && ret_answer->http.status == 409)
 			verdict = S3_AGAIN;
+		verdict = s3_resume_after(&resume, ret_answer, verdict, &patience);
 		if (verdict == S3_DONE)
 			return 0;
 		if (verdict == S3_RENEW && !renewed) {
@@ -332,7 +362,11 @@ int s3_perform(struct s3 *s3, const struct s3_request *request, struct s3_answer
 			continue;
 		}
 		if (verdict == S3_WRONG || verdict == S3_RENEW ||
-		    !s3_pause(s3, &patience, verdict, ret_answer))
-			return s3_explain(s3, what_of(request), ret_answer, message);
+		    !s3_pause(s3, &patience, verdict, ret_answer)) {
+			error = s3_explain(s3, what_of(request), ret_answer, message);
+			break;
+		}
 	}
+	s3_resume_fail(&resume);
+	return error;
 }

@@ -1,7 +1,8 @@
 /* A web server on loopback that answers from a script, and keeps what it was asked. Each entry of
  * the script answers one request, in order; the last one answers all that follow. An entry is the
  * raw answer; a first line "CLOSE" ends the connection without one, "STALL" says nothing until the
- * client goes; "CUT" sends the rest of the entry and then ends the connection. */
+ * client goes; "CUT" sends the rest of the entry and then ends the connection, "HANG" sends it and
+ * then says nothing more. */
 #ifndef TESTS_HTTP_SERVER_H
 #define TESTS_HTTP_SERVER_H
 
@@ -100,15 +101,19 @@ static inline void *server_serve(void *argument)
 	while ((request = server_request(server, connection.fd)) != NULL) {
 		const char *answer = server_keep(server, request);
 		int cut = strncmp(answer, "CUT\n", 4) == 0;
-		int last = cut || strstr(answer, "Connection: close") != NULL;
+		int hang = strncmp(answer, "HANG\n", 5) == 0;
+		int last = cut || hang || strstr(answer, "Connection: close") != NULL;
 		if (strcmp(answer, "CLOSE") == 0)
 			break;
 		if (strcmp(answer, "STALL") == 0) {
 			server_read(server, connection.fd, ignored, sizeof(ignored));
 			break;
 		}
-		size_t length = strlen(answer + 4 * cut);
-		ssize_t sent = send(connection.fd, answer + 4 * cut, length, MSG_NOSIGNAL);
+		answer += cut ? 4 : hang ? 5 : 0;
+		size_t length = strlen(answer);
+		ssize_t sent = send(connection.fd, answer, length, MSG_NOSIGNAL);
+		if (hang)
+			server_read(server, connection.fd, ignored, sizeof(ignored));
 		if (sent < 0 || last)
 			break;
 	}

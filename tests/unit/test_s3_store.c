@@ -165,6 +165,141 @@ static void test_stalls_are_restarted(void **state)
 	stop();
 }
 
+/* -- bodies that break off -- */
+
+#define LONG_BYTES 200000
+
+static char long_body[LONG_BYTES + 1];
+
+/* An answer with bytes [from, to) of long_body that names [from, LONG_BYTES), offset by `base`. */
+static char *part(const char *how, int status, const char *etag, int base, int from, int to)
+{
+	char *text = NULL, span[96] = "";
+	for (int i = 0; i < LONG_BYTES; i++)
+		long_body[i] = (char)('a' + i * 7 / 5 % 26);
+	if (status == 206)
+		snprintf(span, sizeof(span), "Content-Range: bytes %d-%d/900000\r\n", base + from,
+		         base + LONG_BYTES - 1);
+	if (asprintf(&text,
+	             "%sHTTP/1.1 %d Some\r\nETag: \"%s\"\r\n%sContent-Length: %d\r\n\r\n%.*s", how,
+	             status, etag, span, LONG_BYTES - from, to - from, long_body + from) < 0)
+		abort();
+	return text;
+}
+
+static void play_parts(char **script, int count)
+{
+	play((const char *const *)script, count, "&timeout=20");
+}
+
+static void stop_parts(char **script, int count)
+{
+	stop();
+	for (int i = 0; i < count; i++)
+		free(script[i]);
+}
+
+static void expect_long(const struct buffer *got, int r)
+{
+	if (r < 0)
+		fail_msg("%s", message.text);
+	assert_int_equal(got->length, 3 + LONG_BYTES);
+	assert_memory_equal(got->data, "pre", 3);
+	assert_memory_equal(got->data + 3, long_body, LONG_BYTES);
+}
+
+static void test_cut_read_goes_on(void **state)
+{
+	char *script[] = {
+	        part("CUT\n", 206, "e1", 1000, 0, 100000),
+	        part("CUT\n", 206, "e1", 1000, 100000, 100010), /* too little to keep */
+	        part("CUT\n", 206, "e1", 1000, 100000, 170000),
+	        part("", 206, "e1", 1000, 170000, LONG_BYTES),
+	};
+	CLEANUP(buffer_release) struct buffer got = {0};
+	struct etag etag;
+	buffer_append(&got, "pre", 3);
+	play_parts(script, 4);
+	expect_long(&got, object_get(store, "a", 1000, LONG_BYTES, &got, &etag, &message));
+	assert_string_equal(etag.text, "e1");
+	assert_int_equal(server.request_count, 4);
+	expect_asked(0, "range: bytes=1000-200999\r\n");
+	expect_asked(1, "range: bytes=101000-200999\r\n");
+	expect_asked(2, "range: bytes=101000-200999\r\n");
+	expect_asked(3, "range: bytes=171000-200999\r\n");
+	stop_parts(script, 4);
+}
+
+static void test_whole_read_goes_on(void **state)
+{
+	char *script[] = {
+	        part("CUT\n", 200, "e1", 0, 0, 100000),
+	        part("", 200, "e1", 0, 0, LONG_BYTES), /* knows no ranges */
+	};
+	CLEANUP(buffer_release) struct buffer got = {0};
+	buffer_append(&got, "pre", 3);
+	play_parts(script, 2);
+	expect_long(&got, object_get(store, "a", 0, UINT64_MAX, &got, NULL, &message));
+	expect_asked(1, "range: bytes=100000-\r\n");
+	stop_parts(script, 2);
+}
+
+static void test_replaced_read_starts_over(void **state)
+{
+	char *script[] = {
+	        part("CUT\n", 206, "e1", 0, 0, 100000),
+	        part("", 206, "e2", 0, 100000, LONG_BYTES),
+	        part("", 206, "e2", 0, 0, LONG_BYTES),
+	};
+	CLEANUP(buffer_release) struct buffer got = {0};
+	struct etag etag;
+	buffer_append(&got, "pre", 3);
+	play_parts(script, 3);
+	expect_long(&got, object_get(store, "a", 0, LONG_BYTES, &got, &etag, &message));
+	assert_string_equal(etag.text, "e2");
+	expect_asked(2, "range: bytes=0-199999\r\n");
+	stop_parts(script, 3);
+}
+
+static void test_cut_read_that_ends_badly(void **state)
+{
+	char *script[] = {
+	        part("CUT\n", 206, "e1", 0, 0, 100000),
+	        strdup(ERROR("404 Not Found", "NoSuchKey")),
+	};
+	CLEANUP(buffer_release) struct buffer got = {0};
+	buffer_append(&got, "pre", 3);
+	play_parts(script, 2);
+	int r = object_get(store, "a", 0, LONG_BYTES, &got, NULL, &message);
+	assert_int_equal(r, -ERR_NOT_FOUND);
+	assert_int_equal(got.length, 3);
+	stop_parts(script, 2);
+}
+
+/* Once it is known how fast the store is, a body that stands still is noticed soon. */
+static void test_stalled_body_goes_on(void **state)
+{
+	char *script[] = {
+	        part("", 206, "e1", 0, 0, LONG_BYTES),
+	        part("HANG\n", 206, "e1", 0, 0, 150000),
+	        part("", 206, "e1", 0, 150000, LONG_BYTES),
+	};
+	CLEANUP(buffer_release) struct buffer got = {0};
+	struct object_stats stats;
+	buffer_append(&got, "pre", 3);
+	play_parts(script, 3);
+	expect_long(&got, object_get(store, "a", 0, LONG_BYTES, &got, NULL, &message));
+	got.length = 3;
+	int64_t start_ms = clock_monotonic_ms();
+	expect_long(&got, object_get(store, "a", 0, LONG_BYTES, &got, NULL, &message));
+	int64_t took_ms = clock_monotonic_ms() - start_ms;
+	assert_true(took_ms >= 1400 && took_ms < 6000);
+	expect_asked(2, "range: bytes=150000-199999\r\n");
+	object_stats(store, &stats);
+	assert_int_equal(stats.timeouts, 1);
+	stop_parts(script, 3);
+}
+
 static void test_time_is_bounded(void **state)
 {
 	static const char *const script[] = {ERROR("500 Oops", "InternalError")};
@@ -728,6 +863,11 @@ int main(void)
 	        ONE(test_read_is_repeated),
 	        ONE(test_requests_are_counted),
 	        ONE(test_stalls_are_restarted),
+	        ONE(test_cut_read_goes_on),
+	        ONE(test_whole_read_goes_on),
+	        ONE(test_replaced_read_starts_over),
+	        ONE(test_cut_read_that_ends_badly),
+	        ONE(test_stalled_body_goes_on),
 	        ONE(test_time_is_bounded),
 	        ONE(test_retry_after_is_kept),
 	        ONE(test_answers_to_other_questions),

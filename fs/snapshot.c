@@ -29,8 +29,6 @@
 /* A lost race repeats the merge, the commit's record and the move, no content; others were served
  * meanwhile. So who loses all the time is given up by the clock, not by a count. */
 #define MOVE_MS_MAX 60000
-#define MOVE_PAUSE_MS_MIN 4
-#define MOVE_PAUSE_MS_MAX 2000
 #define POLL_MS_MIN 5
 #define POLL_MS_MAX 100
 #define UNINTEND_TRIES_MAX 20
@@ -49,7 +47,9 @@ struct committing {
 	struct worktree_view view;
 	struct ground ground;
 	struct merge_side built; /* the working tree (or the paths) over the view's base */
-	struct ref head;
+	struct ref head;         /* empty: to be read */
+	struct contender contender;
+	int64_t attempt_started_ms;
 	uint64_t left, left_root; /* overlay of what stays uncommitted */
 	struct commit *made;
 	struct merge_side shown; /* made's tree */
@@ -425,6 +425,13 @@ static void drop_left(struct committing *committing)
 
 /* -- move and swap -- */
 
+static void lost_race(void *context)
+{
+	struct committing *committing = context;
+	contention_lost(&committing->contender,
+	                clock_monotonic_ms() - committing->attempt_started_ms);
+}
+
 static int move_ref(struct committing *committing)
 {
 	struct worktree *worktree = committing->worktree;
@@ -440,10 +447,15 @@ static int move_ref(struct committing *committing)
 		                        committing->left_root, committing->message);
 	if (error)
 		return error;
-	error = ref_move(odb_store(committing->trees->odb), &committing->head, self, &author,
-	                 committing->message);
+	struct ref_contended contended = {.wait = lost_race, .context = committing};
+	error = ref_move_contended(odb_store(committing->trees->odb), &committing->head, self,
+	                           &author, &contended, committing->message);
 	if (error && intend)
 		snapshot_unintend(worktree);
+	if (error == -ERR_MOVED) {
+		ref_release(&committing->head);
+		committing->head = contended.now;
+	}
 	return error;
 }
 
@@ -461,10 +473,11 @@ static int fail_gone(struct committing *committing, int error)
 static int commit_once(struct committing *committing)
 {
 	struct object_store *store = odb_store(committing->trees->odb);
-	ref_release(&committing->head);
-	committing->head = (struct ref){0};
-	int error = ref_read(store, REF_BRANCH, worktree_branch(committing->worktree),
-	                     &committing->head, committing->message);
+	int error = 0;
+	committing->attempt_started_ms = clock_monotonic_ms();
+	if (committing->head.move_count == 0)
+		error = ref_read(store, REF_BRANCH, worktree_branch(committing->worktree),
+		                 &committing->head, committing->message);
 	if (error == -ERR_NOT_FOUND)
 		return fail_gone(committing, error);
 	if (!error)
@@ -492,25 +505,18 @@ static int commit_built(struct committing *committing)
 	int error = check_changed(committing);
 	if (error)
 		return error;
-	int64_t started_ms = clock_monotonic_ms(), limit_ms = 0;
-	for (;;) {
-		int64_t began_ms = clock_monotonic_ms();
+	int64_t started_ms = clock_monotonic_ms();
+	committing->contender.contention = &committing->worktree->contention;
+	do {
 		error = commit_once(committing);
+		if (!error)
+			contention_won(&committing->contender);
 		if (error != -ERR_MOVED)
 			return error;
-		int64_t now_ms = clock_monotonic_ms();
-		if (now_ms - started_ms > MOVE_MS_MAX)
-			return fail(committing->message, error,
-			            "%s is being moved by others all the time; try again",
-			            worktree_branch(committing->worktree));
-		/* Spread out over twice as many attempts each time, by how long one takes here. */
-		limit_ms = limit_ms ? limit_ms * 2 : now_ms - began_ms;
-		if (limit_ms < MOVE_PAUSE_MS_MIN)
-			limit_ms = MOVE_PAUSE_MS_MIN;
-		if (limit_ms > MOVE_PAUSE_MS_MAX)
-			limit_ms = MOVE_PAUSE_MS_MAX;
-		pause_ms(1 + (int)(random_u64() % (uint64_t)limit_ms));
-	}
+	} while (clock_monotonic_ms() - started_ms < MOVE_MS_MAX);
+	return fail(committing->message, error,
+	            "%s is being moved by others all the time; try again",
+	            worktree_branch(committing->worktree));
 }
 
 /* -- let go, and say what was done -- */
@@ -577,6 +583,7 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 	        .options = options,
 	        .message = &said,
 	};
+	contention_enter(&worktree->contention);
 	int error = path_set_init(&committing.paths, options->paths, options->path_count, &said);
 	if (!error)
 		error = packer_new(committing.trees->odb, &committing.packer);

@@ -36,6 +36,7 @@
 
 #include <uthash.h>
 
+#include "fs/contention.h"
 #include "fs/worktree.h"
 
 #define COPY_UP_BYTES_DEFAULT ((uint64_t)16 << 20)
@@ -100,6 +101,8 @@ struct worktree {
 	pthread_rwlock_t gate; /* prefers writers */
 	_Atomic uint64_t epoch;
 	_Atomic bool gone; /* the branch was deleted; set with the gate held exclusively */
+
+	struct contention contention; /* its own lock */
 
 	pthread_mutex_t refresh_lock; /* one reader of the ref at a time; before the gate */
 	_Atomic int64_t refreshed_ms; /* monotonic */

@@ -251,13 +251,16 @@ static bool has_nonce(const struct ref *ref, const uint8_t nonce[REF_NONCE_BYTES
 /*
  * The put of `next` failed with `failure`, but the store may have acted, now or in an attempt that
  * the backend repeated. Read back: nonces tell. 0: it did. `message` holds the put's own text.
+ * contended->now: what was read back, empty when nothing could be.
  */
 static int settle(struct object_store *store, struct ref *next, const struct etag *expected,
-                  int failure, struct message *message)
+                  int failure, struct ref_contended *contended, struct message *message)
 {
-	CLEANUP(ref_release) struct ref now = {0};
+	const struct ref *now = &contended->now;
 	struct message why = {0};
-	int rc = ref_load(store, next->kind, next->name, &now, &why);
+	if (failure == -ERR_MOVED && contended->wait)
+		contended->wait(contended->context);
+	int rc = ref_load(store, next->kind, next->name, &contended->now, &why);
 
 	if (rc == -ERR_NOT_FOUND && failure == -ERR_MOVED)
 		return -ERR_NOT_FOUND;
@@ -268,10 +271,10 @@ static int settle(struct object_store *store, struct ref *next, const struct eta
 		            "whether %s '%s' was moved is not known, because it could not be read "
 		            "back (%s); look at `lakectl reflog` once the store answers",
 		            kind_word(next->kind), next->name, why.text);
-	if (has_nonce(&now, next->moves[0].nonce)) {
+	if (has_nonce(now, next->moves[0].nonce)) {
 		/* When somebody moved on already, the old etag makes the next move notice. */
-		if (memcmp(now.moves[0].nonce, next->moves[0].nonce, REF_NONCE_BYTES) == 0)
-			next->etag = now.etag;
+		if (memcmp(now->moves[0].nonce, next->moves[0].nonce, REF_NONCE_BYTES) == 0)
+			next->etag = now->etag;
 		else if (expected)
 			next->etag = *expected;
 		return 0;
@@ -281,17 +284,18 @@ static int settle(struct object_store *store, struct ref *next, const struct eta
 	if (!expected)
 		return -ERR_EXISTS;
 	if (next->move_count > 1 &&
-	    memcmp(now.moves[0].nonce, next->moves[1].nonce, REF_NONCE_BYTES) == 0)
+	    memcmp(now->moves[0].nonce, next->moves[1].nonce, REF_NONCE_BYTES) == 0)
 		return failure; /* nothing happened to it */
-	if (next->move_count > 1 && has_nonce(&now, next->moves[1].nonce))
+	if (next->move_count > 1 && has_nonce(now, next->moves[1].nonce))
 		return -ERR_MOVED; /* every move since ours began is there, and ours is not */
 	return failure;
 }
 
 /* Put `next` in place of the body with etag `expected` (NULL: where there is none), and set its
- * etag. -ERR_MOVED, -ERR_EXISTS, -ERR_NOT_FOUND: certainly not done. Any other: not known. */
+ * etag. -ERR_MOVED, -ERR_EXISTS, -ERR_NOT_FOUND: certainly not done. Any other: not known.
+ * contended->now is left empty but for -ERR_MOVED. */
 static int ref_publish(struct object_store *store, struct ref *next, const struct etag *expected,
-                       struct message *message)
+                       struct ref_contended *contended, struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX};
 	struct message put_message = {0};
@@ -310,7 +314,9 @@ static int ref_publish(struct object_store *store, struct ref *next, const struc
 		                          &put_message);
 	if (rc == 0)
 		return 0;
-	rc = settle(store, next, expected, rc, &put_message);
+	rc = settle(store, next, expected, rc, contended, &put_message);
+	if (rc != -ERR_MOVED)
+		ref_release(&contended->now);
 	if (rc == 0)
 		return 0;
 	if (rc == -ERR_MOVED)
@@ -325,20 +331,32 @@ static int ref_publish(struct object_store *store, struct ref *next, const struc
 }
 
 /* Move `base`, as loaded, to `after`. */
-static int advance(struct object_store *store, const struct ref *base, const struct pointer *after,
-                   const struct ref_author *author, struct ref *ret_next, struct message *message)
+static int advance_contended(struct object_store *store, const struct ref *base,
+                             const struct pointer *after, const struct ref_author *author,
+                             struct ref *ret_next, struct ref_contended *contended,
+                             struct message *message)
 {
 	CLEANUP(ref_release) struct ref next = {0};
 	int rc = next_ref(base->kind, base->name, base, after, author, &next);
 
 	if (rc < 0)
 		return fail(message, rc, "%s", error_text(rc));
-	rc = ref_publish(store, &next, &base->etag, message);
+	rc = ref_publish(store, &next, &base->etag, contended, message);
 	if (rc < 0)
 		return rc;
 	*ret_next = next;
 	memset(&next, 0, sizeof(next));
 	return 0;
+}
+
+static int advance(struct object_store *store, const struct ref *base, const struct pointer *after,
+                   const struct ref_author *author, struct ref *ret_next, struct message *message)
+{
+	struct ref_contended contended = {0};
+	int rc = advance_contended(store, base, after, author, ret_next, &contended, message);
+
+	ref_release(&contended.now);
+	return rc;
 }
 
 static int gave_up(enum ref_kind kind, const char *name, struct message *message)
@@ -355,6 +373,7 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
                      struct message *message)
 {
 	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+		struct ref_contended contended = {0};
 		CLEANUP(ref_release) struct ref next = {0};
 		CLEANUP(ref_release) struct ref now = {0};
 		const struct etag *expected = NULL;
@@ -374,7 +393,8 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
 		rc = next_ref(kind, name, base, commit, author, &next);
 		if (rc < 0)
 			return fail(message, rc, "%s", error_text(rc));
-		rc = ref_publish(store, &next, expected, message);
+		rc = ref_publish(store, &next, expected, &contended, message);
+		ref_release(&contended.now);
 		if (rc == 0) {
 			*ret_created = next;
 			memset(&next, 0, sizeof(next));
@@ -401,8 +421,9 @@ int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
 	return create_at(store, kind, name, NULL, commit, author, &created, message);
 }
 
-int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
-             const struct ref_author *author, struct message *message)
+int ref_move_contended(struct object_store *store, struct ref *expected,
+                       const struct pointer *commit, const struct ref_author *author,
+                       struct ref_contended *contended, struct message *message)
 {
 	struct ref next = {0};
 
@@ -414,12 +435,24 @@ int ref_move(struct object_store *store, struct ref *expected, const struct poin
 	if (pointer_is_none(commit))
 		return fail(message, -ERR_INVALID, "branch '%s' cannot be moved to nothing",
 		            expected->name);
-	int rc = advance(store, expected, commit, author, &next, message);
+	int rc = advance_contended(store, expected, commit, author, &next, contended, message);
+	if (pointer_is_none(&contended->now.commit))
+		ref_release(&contended->now);
 	if (rc < 0)
 		return rc;
 	ref_release(expected);
 	*expected = next;
 	return 0;
+}
+
+int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
+             const struct ref_author *author, struct message *message)
+{
+	struct ref_contended contended = {0};
+	int rc = ref_move_contended(store, expected, commit, author, &contended, message);
+
+	ref_release(&contended.now);
+	return rc;
 }
 
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,

@@ -78,6 +78,17 @@ int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
  * updated in place. */
 int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
              const struct ref_author *author, struct message *message);
+/* The same for who expects to lose and to try again. */
+struct ref_contended {
+	/* Somebody else was first, most likely: wait here, before it is looked who that was, for
+	 * what is seen then is what the next attempt starts from. May be NULL. */
+	void (*wait)(void *context);
+	void *context;
+	struct ref now; /* -ERR_MOVED: what was seen, unless it is deleted (empty). Owned */
+};
+int ref_move_contended(struct object_store *store, struct ref *expected,
+                       const struct pointer *commit, const struct ref_author *author,
+                       struct ref_contended *contended, struct message *message);
 /* Whatever it points to by then. -ERR_NOT_FOUND. One get, one put. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
                const struct ref_author *author, struct message *message);
@@ -90,10 +101,10 @@ int ref_restore(struct object_store *store, enum ref_kind kind, const char *name
 /* The deleted refs: `commit` is where it stood last, moves[0] the deletion. */
 int ref_list_deleted(struct object_store *store, enum ref_kind kind, ref_fn *callback,
                      void *context, struct message *message);
-/* Remove for good the refs deleted before `deleted_before_ms` (wall clock): their reflogs no longer
- * count and undo cannot bring them back. For gc: the store has no conditional removal, so a ref
- * re-created in the instant between the last look and the removal would be lost; give it an age
- * of days. *ret_count may be NULL. */
+/* Remove for good the refs deleted before `deleted_before_ms` (wall clock): their reflogs no
+ * longer count and undo cannot bring them back. For gc: the store has no conditional removal, so a
+ * ref re-created in the instant between the last look and the removal would be lost; give it an
+ * age of days. *ret_count may be NULL. */
 int ref_purge(struct object_store *store, enum ref_kind kind, int64_t deleted_before_ms,
               uint64_t *ret_count, struct message *message);
 

@@ -38,6 +38,8 @@ class Refused(Exception):
 
 
 class Lake:
+    inside = ()  # words before each command: where it runs
+
     def __init__(self, *options):
         self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="lake-test.", dir="/var/tmp"))
         self.directory = self.scratch / "lake"
@@ -100,7 +102,7 @@ class Lake:
 
     def ctl(self, *arguments):
         """Run lakectl --json; the reply as a dictionary, or Refused."""
-        done = subprocess.run([BIN / "lakectl", "--lake", self.directory, "--json", *map(str, arguments)],
+        done = subprocess.run([*self.inside, BIN / "lakectl", "--lake", self.directory, "--json", *map(str, arguments)],
                               capture_output=True, text=True, check=False)
         reply = json.loads(done.stdout) if done.stdout.strip() else {}
         if done.returncode:

@@ -26,7 +26,8 @@ struct collection {
 	struct stored_pack *packs;
 	struct condemned_list before; /* as found */
 	struct condemned_list after;  /* what stays listed */
-	int64_t now_ms, grace_ms;
+	int64_t now_ms;               /* of the store's clock, once everything is marked */
+	int64_t grace_ms;
 	uint64_t live, live_bytes, condemned_bytes, removed, removed_bytes;
 };
 
@@ -212,20 +213,24 @@ int command_gc(struct command *command)
 	CLEANUP(collection_release)
 	struct collection collection = {
 	        .command = command,
-	        .now_ms = clock_wall_ms(),
 	};
+	bool dry_run = argument_flag(command, "dry_run");
 	int error = argument_grace(command, &collection.grace_ms);
-	if (!error && !argument_flag(command, "dry_run"))
-		error = forget_deleted(command, collection.now_ms);
+	if (!error && !dry_run)
+		error = forget_deleted(command, clock_wall_ms());
 	if (!error)
 		error = condemned_read(command->lake->store, &collection.before, command->message);
 	if (!error)
 		error = odb_pack_list(command->lake->odb, note_pack, &collection, command->message);
 	if (!error)
 		error = mark_all(&collection);
+	/* Marking may take hours; the grace starts when others can see the list. */
+	collection.now_ms = clock_wall_ms();
+	if (!error && !dry_run)
+		error = condemned_clock(command->lake->store, &collection.now_ms, command->message);
 	if (!error)
 		error = judge(&collection);
-	if (!error && !argument_flag(command, "dry_run"))
+	if (!error && !dry_run)
 		error = sweep(&collection);
 	if (error < 0)
 		return error;
@@ -236,6 +241,6 @@ int command_gc(struct command *command)
 	                        (double)collection.condemned_bytes);
 	cJSON_AddNumberToObject(command->reply, "removed_packs", (double)collection.removed);
 	cJSON_AddNumberToObject(command->reply, "removed_bytes", (double)collection.removed_bytes);
-	cJSON_AddBoolToObject(command->reply, "dry_run", argument_flag(command, "dry_run"));
+	cJSON_AddBoolToObject(command->reply, "dry_run", dry_run);
 	return 0;
 }

@@ -4,6 +4,7 @@
 #include "store/condemned.h"
 
 #define CONDEMNED_KEY "gc/condemned"
+#define CLOCK_KEY "gc/clock"
 #define CONDEMNED_MAGIC "LAKEGC\r\n"
 #define CONDEMNED_VERSION 1
 #define CONDEMNED_HEADER_BYTES 16
@@ -108,6 +109,28 @@ int condemned_write(struct object_store *store, struct condemned_list *list,
 		error = object_put_if_absent(store, CONDEMNED_KEY, bytes.data, bytes.length,
 		                             &list->etag, message);
 	return error == -ERR_EXISTS || error == -ERR_NOT_FOUND ? -ERR_MOVED : error;
+}
+
+static int note_time(void *context, const struct object_info *info)
+{
+	int64_t *now_ms = context;
+	if (strcmp(info->key, CLOCK_KEY) == 0)
+		*now_ms = info->modified_ms;
+	return 0;
+}
+
+int condemned_clock(struct object_store *store, int64_t *ret_now_ms, struct message *message)
+{
+	int64_t now_ms = 0;
+	int error = object_put(store, CLOCK_KEY, "", 0, message);
+	if (!error)
+		error = object_list(store, CLOCK_KEY, note_time, &now_ms, message);
+	if (!error && now_ms == 0)
+		error = fail(message, -ERR_STORE_AWAY,
+		             "the store does not list what was just written to it");
+	if (!error)
+		*ret_now_ms = now_ms;
+	return error;
 }
 
 const struct condemned *condemned_find(const struct condemned_list *list,

@@ -15,7 +15,7 @@
 
 struct condemned {
 	uint8_t pack[PACK_ID_BYTES];
-	int64_t since_ms; /* wall clock of the host that listed it */
+	int64_t since_ms; /* of the store's clock: the hosts' may differ by more than the grace */
 };
 struct condemned_list {
 	struct condemned *items; /* ascending by pack */
@@ -29,6 +29,8 @@ int condemned_read(struct object_store *store, struct condemned_list *ret_list,
 /* Sorts the items and replaces the object that `etag` names. -ERR_MOVED: somebody else did. */
 int condemned_write(struct object_store *store, struct condemned_list *list,
                     struct message *message);
+/* What time it is for the store: when it says that an object written now was written. */
+int condemned_clock(struct object_store *store, int64_t *ret_now_ms, struct message *message);
 const struct condemned *condemned_find(const struct condemned_list *list,
                                        const uint8_t pack[PACK_ID_BYTES]); /* or NULL */
 int condemned_decode(const void *bytes, size_t length, struct condemned_list *ret_list);

@@ -51,7 +51,8 @@ struct s3 {
 	struct {
 		int64_t first_byte_us; /* smoothed, and its mean deviation; 0: none yet */
 		int64_t deviation_us;
-		bool away; /* the last call ran out of time */
+		int64_t write_bytes_per_ms; /* of one large put, smoothed; 0: none yet */
+		bool away;                  /* the last call ran out of time */
 	} learned;
 };
 
@@ -101,7 +102,7 @@ bool s3_pause(struct s3 *s3, struct s3_patience *patience, enum s3_verdict verdi
 
 /* Sign and send once. 0 with *ret_answer, whatever the outcome; an error when it could not even be
  * composed or signed. */
-int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
+int s3_send(struct s3 *s3, const struct s3_request *request, const struct s3_patience *patience,
             struct s3_answer *ret_answer, struct message *message);
 enum s3_verdict s3_judge(const struct s3_answer *answer);
 /* Remember how the store did. */
@@ -143,9 +144,15 @@ void s3_resume_fail(struct s3_resume *resume); /* nothing was read */
 
 /* -- writing (s3_write.c) -- */
 #define S3_SINGLE_PUT_BYTES_MAX ((size_t)64 << 20)
-#define S3_PART_BYTES ((size_t)32 << 20)
+#define S3_PART_BYTES ((size_t)16 << 20)
 int s3_write(struct s3 *s3, const char *key, const void *bytes, size_t length,
              struct message *message);
+/* In parts (s3_parts.c), several at a time. */
+int s3_write_parts(struct s3 *s3, const char *key, const void *bytes, size_t length,
+                   struct message *message);
+/* A put's answer: 2xx with an ETag, or an error. */
+int s3_put_result(struct s3 *s3, const char *key, const struct s3_answer *answer,
+                  struct message *message);
 /* `expected` NULL: only if there is none. -ERR_EXISTS, -ERR_MOVED, -ERR_NOT_FOUND: certainly not
  * done. -ERR_UNSUPPORTED: the store knows no such condition. Any other: not known. */
 int s3_write_if(struct s3 *s3, const char *key, const void *bytes, size_t length,

@@ -19,9 +19,11 @@
 #define FIRST_BYTE_MS_MAX 30000
 #define FIRST_BYTE_MS_UNKNOWN 10000
 #define CONNECT_MS_MAX 5000
+#define WAIT_MS_MIN 1000
 #define STALL_MS_MAX 10000
 #define READ_STALL_MS_MIN 1500
 #define LATENCY_BODY_BYTES_MAX (64u << 10)
+#define RATE_BODY_BYTES_MIN (4u << 20)
 
 void s3_answer_release(struct s3_answer *answer)
 {
@@ -85,6 +87,11 @@ void s3_learn(struct s3 *s3, const struct s3_request *request, const struct s3_a
 		return;
 	pthread_mutex_lock(&s3->lock);
 	s3->learned.away = false;
+	if (request->body_length >= RATE_BODY_BYTES_MIN && answer->took_ms > 0) {
+		int64_t rate = (int64_t)request->body_length / answer->took_ms + 1;
+		int64_t *smoothed = &s3->learned.write_bytes_per_ms;
+		*smoothed = *smoothed == 0 ? rate : *smoothed + (rate - *smoothed) / 4;
+	}
 	int64_t us = answer->http.first_byte_us;
 	if (us > 0 && request->body_length <= LATENCY_BODY_BYTES_MAX) {
 		int64_t smoothed = s3->learned.first_byte_us;
@@ -100,10 +107,13 @@ void s3_learn(struct s3 *s3, const struct s3_request *request, const struct s3_a
 	pthread_mutex_unlock(&s3->lock);
 }
 
-/* No single wait is longer than all of them together may be. */
-static int64_t at_most(const struct s3 *s3, int64_t ms)
+/* No single wait goes on when all of them together must be over; the last one has a chance, too. */
+static int64_t at_most(const struct s3_patience *patience, int64_t ms)
 {
-	return ms < s3->settings.timeout_ms ? ms : s3->settings.timeout_ms;
+	int64_t left_ms = patience->deadline_ms - clock_monotonic_ms();
+	if (left_ms < WAIT_MS_MIN)
+		left_ms = WAIT_MS_MIN;
+	return ms < left_ms ? ms : left_ms;
 }
 
 static bool is_write(const struct s3_request *request)
@@ -112,7 +122,8 @@ static bool is_write(const struct s3_request *request)
 }
 
 /* A multiple of what is usual, doubled with each try. */
-static int64_t wait_ms(struct s3 *s3, unsigned tries, int64_t least_ms, int64_t most_ms)
+static int64_t wait_ms(struct s3 *s3, const struct s3_patience *patience, int64_t least_ms,
+                       int64_t most_ms)
 {
 	pthread_mutex_lock(&s3->lock);
 	int64_t us = s3->learned.first_byte_us == 0
@@ -122,21 +133,23 @@ static int64_t wait_ms(struct s3 *s3, unsigned tries, int64_t least_ms, int64_t 
 	int64_t ms = us / 1000 * 4;
 	if (ms < least_ms)
 		ms = least_ms;
-	ms <<= tries < 4 ? tries : 4;
-	return at_most(s3, ms < most_ms ? ms : most_ms);
+	ms <<= patience->tries < 4 ? patience->tries : 4;
+	return at_most(patience, ms < most_ms ? ms : most_ms);
 }
 
-static int64_t first_byte_ms(struct s3 *s3, const struct s3_request *request, unsigned tries)
+static int64_t first_byte_ms(struct s3 *s3, const struct s3_request *request,
+                             const struct s3_patience *patience)
 {
-	return wait_ms(s3, tries,
+	return wait_ms(s3, patience,
 	               is_write(request) ? WRITE_FIRST_BYTE_MS_MIN : READ_FIRST_BYTE_MS_MIN,
 	               FIRST_BYTE_MS_MAX);
 }
 
 /* Starting a read anew costs a request, and what came is kept; a write would be sent again. */
-static int64_t stall_ms(struct s3 *s3, const struct s3_request *request, unsigned tries)
+static int64_t stall_ms(struct s3 *s3, const struct s3_request *request,
+                        const struct s3_patience *patience)
 {
-	return wait_ms(s3, tries, is_write(request) ? STALL_MS_MAX : READ_STALL_MS_MIN,
+	return wait_ms(s3, patience, is_write(request) ? STALL_MS_MAX : READ_STALL_MS_MIN,
 	               STALL_MS_MAX);
 }
 
@@ -241,7 +254,7 @@ static void count_request(struct s3 *s3, const struct s3_request *request, unsig
 		counters->timeouts++;
 }
 
-int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
+int s3_send(struct s3 *s3, const struct s3_request *request, const struct s3_patience *patience,
             struct s3_answer *ret_answer, struct message *message)
 {
 	CLEANUP(s3_key_release) struct s3_key key = {0};
@@ -262,13 +275,15 @@ int s3_send(struct s3 *s3, const struct s3_request *request, unsigned tries,
 	                                    .body = request->body,
 	                                    .body_length = request->body_length,
 	                                    .into = request->into,
-	                                    .connect_ms = at_most(s3, CONNECT_MS_MAX),
-	                                    .first_byte_ms = first_byte_ms(s3, request, tries),
-	                                    .stall_ms = stall_ms(s3, request, tries),
+	                                    .connect_ms = at_most(patience, CONNECT_MS_MAX),
+	                                    .first_byte_ms = first_byte_ms(s3, request, patience),
+	                                    .stall_ms = stall_ms(s3, request, patience),
 	                                    .once = request->once,
 	                                    .keep_cut = request->keep_cut};
+	int64_t start_ms = clock_monotonic_ms();
 	http_perform(s3->http, &http_request, &ret_answer->http);
-	count_request(s3, request, tries, &ret_answer->http);
+	ret_answer->took_ms = clock_monotonic_ms() - start_ms;
+	count_request(s3, request, patience->tries, &ret_answer->http);
 	if (ret_answer->http.outcome == HTTP_ANSWERED && !s3_is_good(ret_answer))
 		s3_xml_error(ret_answer->http.error_body.data, ret_answer->http.error_body.length,
 		             &ret_answer->error);
@@ -345,7 +360,7 @@ int s3_perform(struct s3 *s3, const struct s3_request *request, struct s3_answer
 	s3_patience_begin(s3, &patience);
 	s3_resume_begin(&resume, request);
 	for (;;) {
-		error = s3_send(s3, &resume.request, patience.tries, ret_answer, message);
+		error = s3_send(s3, &resume.request, &patience, ret_answer, message);
 		if (error < 0)
 			break;
 		enum s3_verdict verdict = s3_judge(ret_answer);

@@ -1,6 +1,6 @@
 /*
- * s3_write — hides how objects are put: whole, in parts, or on a condition whose answer may be
- * lost.
+ * s3_write — hides how objects are put: whole or in parts, whatever is quicker, or on a condition
+ * whose answer may be lost.
  *
  * A conditional put is sent again only when its outcome so far is certain. After an answer that
  * leaves it open (500, 503, a broken or silent connection) the object is read: as long as it is
@@ -12,7 +12,8 @@
 #include <stdio.h>
 
 #include "store/s3.h"
-#include "store/s3_sign.h"
+
+#define SLOW_PUT_MS 1500 /* a longer put is worth the three requests that parts add */
 
 int s3_etag_take(const char *header, struct etag *ret_etag)
 {
@@ -37,9 +38,20 @@ static int fail_etag(const char *key, struct message *message)
 	return fail(message, -ERR_STORE_AWAY, "the store answered for '%s' without an ETag", key);
 }
 
+/* Some stores, and links with latency, give one stream a part of what they have. */
+static bool is_slow_alone(struct s3 *s3, size_t length)
+{
+	if (length < 2 * S3_PART_BYTES)
+		return false;
+	pthread_mutex_lock(&s3->lock);
+	int64_t rate = s3->learned.write_bytes_per_ms;
+	pthread_mutex_unlock(&s3->lock);
+	return rate > 0 && (int64_t)length / rate > SLOW_PUT_MS;
+}
+
 /* 2xx, or an error for statuses that a put without a condition cannot have. */
-static int put_result(struct s3 *s3, const char *key, const struct s3_answer *answer,
-                      struct message *message)
+int s3_put_result(struct s3 *s3, const char *key, const struct s3_answer *answer,
+                  struct message *message)
 {
 	struct etag etag;
 	if (!s3_is_good(answer))
@@ -47,185 +59,11 @@ static int put_result(struct s3 *s3, const char *key, const struct s3_answer *an
 	return s3_etag_take(answer->http.etag, &etag) < 0 ? fail_etag(key, message) : 0;
 }
 
-/* -- in parts -- */
-
-struct upload {
-	struct s3 *s3;
-	const char *key;
-	char *id;            /* percent-encoded */
-	struct buffer parts; /* of the document that completes it */
-	struct message *message;
-};
-
-static void upload_release(struct upload *upload)
-{
-	free(upload->id);
-	buffer_release(&upload->parts);
-}
-
-static int upload_begin(struct upload *upload)
-{
-	CLEANUP(buffer_release) struct buffer body = {.limit = HTTP_ERROR_BODY_MAX};
-	CLEANUP(buffer_release) struct buffer encoded = {0};
-	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	CLEANUP(free_pointer) char *id = NULL;
-	struct s3_request request = {.kind = OBJECT_MULTIPART,
-	                             .method = "POST",
-	                             .key = upload->key,
-	                             .query = "uploads=",
-	                             .body = "",
-	                             .into = &body};
-	int error = s3_perform(upload->s3, &request, &answer, upload->message);
-	if (error < 0)
-		return error;
-	if (!s3_is_good(&answer))
-		return s3_explain(upload->s3, upload->key, &answer, upload->message);
-	error = s3_xml_upload_id(body.data, body.length, &id);
-	if (error < 0)
-		return fail(upload->message, -ERR_STORE_AWAY,
-		            "the store began an upload of '%s' without naming it", upload->key);
-	percent_encode(&encoded, id, false);
-	buffer_u8(&encoded, 0);
-	error = buffer_check(&encoded);
-	if (error == 0)
-		upload->id = (char *)steal(&encoded.data);
-	return error;
-}
-
-static void append_xml(struct buffer *buffer, const char *text)
-{
-	for (; *text != '\0'; text++) {
-		const char *entity = *text == '&'   ? "&amp;"
-		                     : *text == '<' ? "&lt;"
-		                     : *text == '>' ? "&gt;"
-		                                    : NULL;
-		buffer_append(buffer, entity != NULL ? entity : text,
-		              entity != NULL ? strlen(entity) : 1);
-	}
-}
-
-static void append_text(struct buffer *buffer, const char *text)
-{
-	buffer_append(buffer, text, strlen(text));
-}
-
-static int upload_part(struct upload *upload, unsigned number, const void *bytes, size_t length)
-{
-	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	CLEANUP(free_pointer) char *query = NULL;
-	struct etag etag;
-	char text[64];
-	if (asprintf(&query, "partNumber=%u&uploadId=%s", number, upload->id) < 0)
-		return -ERR_NO_MEMORY;
-	struct s3_request request = {.kind = OBJECT_MULTIPART,
-	                             .method = "PUT",
-	                             .key = upload->key,
-	                             .query = query,
-	                             .body = bytes,
-	                             .body_length = length};
-	int error = s3_perform(upload->s3, &request, &answer, upload->message);
-	if (error == 0)
-		error = put_result(upload->s3, upload->key, &answer, upload->message);
-	if (error < 0)
-		return error;
-	s3_etag_take(answer.http.etag, &etag);
-	snprintf(text, sizeof(text), "<Part><PartNumber>%u</PartNumber><ETag>\"", number);
-	append_text(&upload->parts, text);
-	append_xml(&upload->parts, etag.text);
-	append_text(&upload->parts, "\"</ETag></Part>");
-	return buffer_check(&upload->parts);
-}
-
-/* Is the object there in its full length? */
-static int check_completed(struct upload *upload, size_t length)
-{
-	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	struct s3_request request = {
-	        .kind = OBJECT_MULTIPART, .method = "HEAD", .key = upload->key};
-	int error = s3_perform(upload->s3, &request, &answer, upload->message);
-	if (error < 0)
-		return error;
-	if (s3_is_good(&answer) && answer.http.content_length == (int64_t)length)
-		return 0;
-	return fail(upload->message, -ERR_STORE_AWAY, "the store lost the upload of '%s'",
-	            upload->key);
-}
-
-static int upload_complete(struct upload *upload, size_t length)
-{
-	CLEANUP(buffer_release) struct buffer body = {.limit = HTTP_ERROR_BODY_MAX};
-	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	CLEANUP(free_pointer) char *query = NULL;
-	append_text(&upload->parts, "</CompleteMultipartUpload>");
-	int error = buffer_check(&upload->parts);
-	if (error == 0 && asprintf(&query, "uploadId=%s", upload->id) < 0)
-		error = -ERR_NO_MEMORY;
-	if (error < 0)
-		return error;
-	struct s3_request request = {.kind = OBJECT_MULTIPART,
-	                             .method = "POST",
-	                             .key = upload->key,
-	                             .query = query,
-	                             .headers = {{"content-type", "application/xml"}},
-	                             .header_count = 1,
-	                             .body = upload->parts.data,
-	                             .body_length = upload->parts.length,
-	                             .into = &body};
-	error = s3_perform(upload->s3, &request, &answer, upload->message);
-	if (error < 0)
-		return error;
-	if (answer.http.status == 404) /* completed by a request whose answer was lost? */
-		return check_completed(upload, length);
-	if (!s3_is_good(&answer))
-		return s3_explain(upload->s3, upload->key, &answer, upload->message);
-	/* The status is sent before the work is done: the body says how it went. */
-	if (s3_xml_completed(body.data, body.length) == 0)
-		return check_completed(upload, length);
-	struct s3_error said = {0};
-	s3_xml_error(body.data, body.length, &said);
-	return fail(upload->message, -ERR_STORE_AWAY, "the store did not complete '%s' %s%s%s",
-	            upload->key, said.code, said.message[0] != '\0' ? ": " : "", said.message);
-}
-
-/* Parts of an upload that is never completed are paid for until somebody aborts it. */
-static void upload_abort(struct upload *upload)
-{
-	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
-	CLEANUP(free_pointer) char *query = NULL;
-	if (asprintf(&query, "uploadId=%s", upload->id) < 0)
-		return;
-	struct s3_request request = {
-	        .kind = OBJECT_MULTIPART, .method = "DELETE", .key = upload->key, .query = query};
-	s3_perform(upload->s3, &request, &answer, NULL);
-}
-
-static int write_in_parts(struct s3 *s3, const char *key, const uint8_t *bytes, size_t length,
-                          struct message *message)
-{
-	CLEANUP(upload_release) struct upload upload = {.s3 = s3, .key = key, .message = message};
-	append_text(&upload.parts, "<CompleteMultipartUpload "
-	                           "xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
-	int error = upload_begin(&upload);
-	if (error < 0)
-		return error;
-	unsigned number = 1;
-	for (size_t at = 0; at < length && error == 0; at += S3_PART_BYTES, number++) {
-		size_t left = length - at;
-		error = upload_part(&upload, number, bytes + at,
-		                    left < S3_PART_BYTES ? left : S3_PART_BYTES);
-	}
-	if (error == 0)
-		error = upload_complete(&upload, length);
-	if (error < 0)
-		upload_abort(&upload);
-	return error;
-}
-
 int s3_write(struct s3 *s3, const char *key, const void *bytes, size_t length,
              struct message *message)
 {
-	if (length > S3_SINGLE_PUT_BYTES_MAX)
-		return write_in_parts(s3, key, bytes, length, message);
+	if (length > S3_SINGLE_PUT_BYTES_MAX || is_slow_alone(s3, length))
+		return s3_write_parts(s3, key, bytes, length, message);
 	CLEANUP(s3_answer_release) struct s3_answer answer = {0};
 	struct s3_request request = {.kind = OBJECT_PUT,
 	                             .method = "PUT",
@@ -233,7 +71,7 @@ int s3_write(struct s3 *s3, const char *key, const void *bytes, size_t length,
 	                             .body = length > 0 ? bytes : "",
 	                             .body_length = length};
 	int error = s3_perform(s3, &request, &answer, message);
-	return error < 0 ? error : put_result(s3, key, &answer, message);
+	return error < 0 ? error : s3_put_result(s3, key, &answer, message);
 }
 
 /* -- on a condition -- */
@@ -291,7 +129,7 @@ static int conditional_run(struct conditional *put, struct etag *ret_etag)
 	bool renewed = false;
 	s3_patience_begin(put->s3, &patience);
 	for (;;) {
-		int error = s3_send(put->s3, &put->request, patience.tries, &answer, put->message);
+		int error = s3_send(put->s3, &put->request, &patience, &answer, put->message);
 		if (error < 0)
 			return error;
 		enum s3_verdict verdict = s3_judge(&answer);

@@ -53,6 +53,23 @@ static void reply_commit_result(cJSON *reply, const struct worktree *worktree,
 	cJSON_AddBoolToObject(reply, "rebased", result->rebased);
 }
 
+/* Whoever reads that the store is away wonders about the work. */
+static int kept(struct message *message, int error)
+{
+	struct message why = *message;
+	return fail(message, error, "%s; your changes are kept: commit again when it answers",
+	            why.text[0] ? why.text : error_text(error));
+}
+
+static void reply_conflicted(void *context, const char *path)
+{
+	cJSON *reply = context;
+	cJSON *array = cJSON_GetObjectItemCaseSensitive(reply, "conflicts");
+	cJSON *object = cJSON_CreateObject();
+	reply_path(object, "path", path, strlen(path));
+	cJSON_AddItemToArray(array ? array : cJSON_AddArrayToObject(reply, "conflicts"), object);
+}
+
 int command_commit_run(struct command *command)
 {
 	const char *text;
@@ -82,11 +99,13 @@ int command_commit_run(struct command *command)
 	        .allow_empty = argument_flag(command, "allow_empty"),
 	        .wait_ms = (int)argument_number(command, "wait_ms", OPEN_WAIT_MS_DEFAULT),
 	        .progress = &command->output->progress,
+	        .conflicted = reply_conflicted,
+	        .context = command->reply,
 	};
 	error = worktree_commit(worktree, &options, &result, command->message);
 	if (!error)
 		reply_commit_result(command->reply, worktree, &result);
-	return error;
+	return error == -ERR_STORE_AWAY ? kept(command->message, error) : error;
 }
 
 /* -- status -- */

@@ -16,7 +16,7 @@
 
 #include "fs/worktree.h"
 
-#define FOLLOWER_AWAY_MS_MAX 30000
+#define FOLLOWER_AWAY_MS_MAX 5000
 
 struct follower;
 struct follower_options {

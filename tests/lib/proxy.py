@@ -1,4 +1,4 @@
-"""The S3 proxy of tests/lib/s3_proxy.c, and a Ceph of the test's own, for Python tests.
+"""The S3 proxy of tests/lib/s3_proxy.c, a Ceph of the test's own, and lakes on them, for Python tests.
 
     with Ceph() as ceph, Proxy(ceph.endpoint, latency_ms=15) as proxy:
         lake init --store f"s3://lake/x?endpoint={proxy.url}"
@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
+
+from lake import Lake
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CEPH = ROOT / "tests" / "lib" / "ceph.sh"
@@ -114,3 +116,41 @@ class Ceph:
     def pid(self, name):
         """Of "osd.0", "client.rgw.1"."""
         return int((self.directory / "run" / f"{name}.pid").read_text())
+
+
+def environment(keys):
+    """Nothing of the user's own settings; `keys` for this process and all it starts."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+            del os.environ[name]
+    os.environ.update(keys, AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE="/nonexistent",
+                      AWS_SHARED_CREDENTIALS_FILE="/nonexistent")
+
+
+class S3Lake(Lake):
+    """A lake directory on an S3 store with a daemon of its own; `clone`: of the lake that is there."""
+
+    def __init__(self, url, clone=False, mount=True, **config):
+        super().__init__()
+        self.url, self.clone, self.mounts, self.config = url, clone, mount, config
+
+    def __enter__(self):
+        self.mountpoint.mkdir()
+        try:
+            if self.clone:
+                self.ctl("clone", self.url, self.directory)
+            else:
+                self.ctl("init", "--store", self.url)
+            if self.config:
+                path = self.directory / "lake.json"
+                path.write_text(json.dumps(json.loads(path.read_text()) | self.config))
+            if self.mounts:
+                self.mount()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def log(self):
+        path = self.directory / "laked.log"
+        return path.read_text(errors="replace") if path.exists() else ""

@@ -163,6 +163,7 @@ static int acquire(struct cache *cache, const struct content *content, struct bl
 		HASH_ADD(hh, cache->table, id, sizeof(blob->id), blob);
 	}
 	blob->references++;
+	blob->users++;
 	pthread_mutex_unlock(&cache->table_lock);
 	if (fresh)
 		blob_free(fresh);
@@ -195,7 +196,7 @@ static int prepare(struct blob *blob, const struct content *content, struct mess
 	bool complete = blob->complete;
 	count_use(blob->cache, complete);
 	if (!complete && content->size <= blob->cache->whole_file_bytes)
-		error = blob_ensure(blob, 0, content->size, message);
+		error = fetch_range(blob, 0, content->size, message);
 	return error;
 }
 
@@ -225,34 +226,65 @@ static void make_idle(struct blob *blob)
 	close_descriptor(&blob->writer);
 }
 
-void blob_unref(struct blob *blob)
+/* Locked. The last reference is gone: true when nothing of it is worth keeping in memory. */
+static struct blob *retire(struct cache *cache, struct blob *blob)
 {
-	if (!blob)
-		return;
+	struct blob *dropped = NULL;
+	if (blob->complete || blob->unwanted || !blob->present.count) {
+		dropped = blob;
+	} else {
+		make_idle(blob);
+		blob->idle_since_ms = clock_wall_ms();
+		DL_APPEND(cache->idle, blob);
+		if (++cache->idle_count > IDLE_BLOBS_MAX) {
+			dropped = cache->idle;
+			leave_idle(cache, dropped);
+		}
+	}
+	if (dropped)
+		HASH_DELETE(hh, cache->table, dropped);
+	return dropped;
+}
+
+void blob_hold(struct blob *blob)
+{
+	pthread_mutex_lock(&blob->cache->table_lock);
+	blob->references++;
+	pthread_mutex_unlock(&blob->cache->table_lock);
+}
+
+void blob_release(struct blob *blob)
+{
 	struct cache *cache = blob->cache;
 	struct blob *dropped = NULL;
 	pthread_mutex_lock(&cache->table_lock);
-	if (--blob->references == 0) {
-		if (blob->complete || blob->unwanted || !blob->present.count) {
-			dropped = blob;
-		} else {
-			make_idle(blob);
-			blob->idle_since_ms = clock_wall_ms();
-			DL_APPEND(cache->idle, blob);
-			if (++cache->idle_count > IDLE_BLOBS_MAX) {
-				dropped = cache->idle;
-				leave_idle(cache, dropped);
-			}
-		}
-		if (dropped)
-			HASH_DELETE(hh, cache->table, dropped);
-	}
+	if (--blob->references == 0)
+		dropped = retire(cache, blob);
 	pthread_mutex_unlock(&cache->table_lock);
 	struct stat status;
 	if (dropped && dropped->complete && fstat(dropped->descriptor, &status) == 0)
 		touch_file(dropped->descriptor, &status);
 	if (dropped)
 		blob_free(dropped);
+}
+
+void blob_unref(struct blob *blob)
+{
+	if (!blob)
+		return;
+	struct cache *cache = blob->cache;
+	pthread_mutex_lock(&cache->table_lock);
+	bool last = --blob->users == 0;
+	pthread_mutex_unlock(&cache->table_lock);
+	if (last) {
+		/* Whoever opens it next begins anew. */
+		pthread_mutex_lock(&blob->lock);
+		struct cursors *cursors = steal(&blob->cursors);
+		pthread_mutex_unlock(&blob->lock);
+		cursors_free(cursors);
+		pool_cancel(cache->pool, blob);
+	}
+	blob_release(blob);
 }
 
 /* -- questions and adoption -- */
@@ -379,6 +411,7 @@ static void cache_free(struct cache *cache)
 	pthread_mutex_destroy(&cache->maintenance);
 	pthread_mutex_destroy(&cache->keeper_lock);
 	pthread_cond_destroy(&cache->keeper_wake);
+	pool_free(cache->pool);
 	free(cache->path);
 	free(cache);
 }
@@ -426,6 +459,11 @@ static int cache_new(const char *directory, struct odb *odb, const struct cache_
 	cache->whole_file_bytes = options ? options->whole_file_bytes : 0;
 	if (!cache->whole_file_bytes)
 		cache->whole_file_bytes = WHOLE_FILE_BYTES_DEFAULT;
+	cache->fetch_bytes_max = options ? options->fetch_bytes_max : 0;
+	if (!cache->fetch_bytes_max)
+		cache->fetch_bytes_max = FETCH_BYTES_MAX_DEFAULT;
+	if (cache->fetch_bytes_max < FETCH_BYTES_MAX_MIN)
+		cache->fetch_bytes_max = FETCH_BYTES_MAX_MIN;
 	pthread_mutex_init(&cache->table_lock, NULL);
 	pthread_mutex_init(&cache->maintenance, NULL);
 	pthread_mutex_init(&cache->keeper_lock, NULL);
@@ -436,7 +474,7 @@ static int cache_new(const char *directory, struct odb *odb, const struct cache_
 	pthread_condattr_destroy(&attributes);
 	cache->path = strdup(directory);
 	*ret_cache = cache;
-	return cache->path ? 0 : -ERR_NO_MEMORY;
+	return cache->path ? pool_new(cache->fetch_bytes_max, &cache->pool) : -ERR_NO_MEMORY;
 }
 
 int cache_open(const char *directory, struct odb *odb, const struct cache_options *options,
@@ -462,6 +500,9 @@ void cache_close(struct cache *cache)
 {
 	if (!cache)
 		return;
+	cache->closing = true;
+	pool_free(cache->pool);
+	cache->pool = NULL;
 	keeper_stop(cache);
 	durable_sync(cache);
 	struct blob *blob, *next;

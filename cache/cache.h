@@ -12,8 +12,8 @@
  *             recent/ is complete; (3) a blob's bytes never change; (4) bytes on disk stay
  *             within the configured bound (least recently used first; referenced blobs stay;
  *             what was there before opening counts once a background scan has seen it).
- * Threads:    any, and one of its own that syncs and evicts. Lock order: blob, then table; none is
- *             held across the store or the disk (but the one that keeps evictions apart).
+ * Threads:    any, one of its own that syncs and evicts, and up to 16 that fetch. Locks:
+ * internal.h; none is held across the store or the disk (but the one that keeps evictions apart).
  *             Duplicate fetches of one range are joined.
  */
 #ifndef CACHE_CACHE_H
@@ -25,7 +25,8 @@ struct cache;
 struct blob;
 struct cache_options {
 	uint64_t bytes_max; /* 0: 10 % of the file system it lies on stays free, no other bound */
-	size_t whole_file_bytes; /* files up to this are fetched whole at open; 0: 8 MiB */
+	size_t whole_file_bytes;  /* files up to this are fetched whole at open; 0: 8 MiB */
+	uint64_t fetch_bytes_max; /* memory for what is being fetched; 0: 128 MiB */
 };
 int cache_open(const char *directory, struct odb *odb, const struct cache_options *options,
                struct cache **ret_cache, struct message *message);
@@ -40,9 +41,11 @@ void blob_unref(struct blob *blob); /* accepts NULL */
 /* Read-only descriptor of the local file; the blob's, valid until blob_unref. */
 int blob_descriptor(const struct blob *blob);
 bool blob_complete(const struct blob *blob);
-/* Make [offset, offset+length) present (verified). Ranges are rounded to chunks. */
+/* A read: make [offset, offset+length) present (verified). Ranges are rounded to chunks; where
+ * reading goes on, what comes next is fetched ahead in the background. Blocks on the store only for
+ * what was asked for. -ERR_STORE_AWAY, -ERR_CORRUPT, -ERR_NO_SPACE. */
 int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct message *message);
-/* Fetch all of it, with progress. */
+/* Fetch all of it, many ranges at a time, with progress. */
 int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message);
 /* True when a complete local copy exists (no fetch is started). */
 bool cache_has(struct cache *cache, const struct content *content);
@@ -58,7 +61,15 @@ int cache_adopt_synced(struct cache *cache, const struct content *content, const
                        struct message *message);
 
 struct cache_stats {
-	uint64_t blobs, bytes, hits, misses, fetched_bytes, evicted;
+	uint64_t blobs, bytes;
+	uint64_t hits, misses;     /* opens that found a complete local copy, or did not */
+	uint64_t fetched_bytes;    /* of content, from the store */
+	uint64_t ahead_bytes;      /* of these, fetched before anybody asked */
+	uint64_t ahead_used_bytes; /* of these, read since */
+	uint64_t reads;            /* of files that are not complete */
+	uint64_t reads_present;    /* of these, found all their bytes here */
+	uint64_t reads_joined;     /* or waited for what was being fetched already */
+	uint64_t evicted;
 };
 void cache_stats(struct cache *cache, struct cache_stats *ret_stats);
 /* Check every complete blob against its id by re-chunking (fsck). */

@@ -299,12 +299,24 @@ void evict_before(struct cache *cache, uint64_t bytes)
 	}
 }
 
+bool evict_for_ahead(struct cache *cache, uint64_t bytes)
+{
+	if (!cache->bytes_max) {
+		if (!excess(cache, bytes, 0, FREE_PERCENT))
+			return true;
+		keeper_wake(cache);
+		return false;
+	}
+	evict_before(cache, bytes);
+	return !excess(cache, bytes, 100, 0);
+}
+
 bool evict_now(struct cache *cache, uint64_t bytes)
 {
 	if (pausing(cache))
 		return false;
 	pthread_mutex_lock(&cache->maintenance);
-	uint64_t freed = evict(cache, bytes + FETCH_BATCH_BYTES);
+	uint64_t freed = evict(cache, bytes + EVICT_BYTES_MIN);
 	pthread_mutex_unlock(&cache->maintenance);
 	return freed > 0;
 }

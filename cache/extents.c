@@ -64,6 +64,47 @@ void extents_add(struct extents *extents, uint64_t start, uint64_t end)
 	extents->count = count;
 }
 
+static uint64_t overlap(const struct extent *item, uint64_t start, uint64_t end)
+{
+	uint64_t from = item->start > start ? item->start : start;
+	uint64_t to = item->end < end ? item->end : end;
+	return from < to ? to - from : 0;
+}
+
+uint64_t extents_count(const struct extents *extents, uint64_t start, uint64_t end)
+{
+	uint64_t count = 0;
+	for (size_t i = find(extents, start, true);
+	     i < extents->count && extents->items[i].start < end; i++)
+		count += overlap(&extents->items[i], start, end);
+	return count;
+}
+
+uint64_t extents_remove(struct extents *extents, uint64_t start, uint64_t end)
+{
+	uint64_t count = extents_count(extents, start, end);
+	if (count == 0)
+		return 0;
+	size_t first = find(extents, start, true), last = first;
+	struct extent left = extents->items[first], right = left;
+	for (; last < extents->count && extents->items[last].start < end; last++)
+		right = extents->items[last];
+	struct extent rest[2];
+	size_t kept = 0;
+	if (left.start < start)
+		rest[kept++] = (struct extent){left.start, start};
+	if (right.end > end)
+		rest[kept++] = (struct extent){end, right.end};
+	assert(extents->count - (last - first) + kept <= extents->capacity);
+	if (last < extents->count)
+		memmove(extents->items + first + kept, extents->items + last,
+		        (extents->count - last) * sizeof(*extents->items));
+	if (kept)
+		memcpy(extents->items + first, rest, kept * sizeof(*rest));
+	extents->count = extents->count - (last - first) + kept;
+	return count;
+}
+
 bool extents_cover(const struct extents *extents, uint64_t start, uint64_t end)
 {
 	return start >= end || extents_skip(extents, start) >= end;

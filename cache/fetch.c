@@ -1,205 +1,45 @@
 /*
- * fetch.c — hides how one blob fills up: which chunks a range needs, who fetches which of them
- * when several ask, where the bytes are until all of them are there.
+ * fetch.c — hides how one blob fills up: which chunks a range needs, who fetches which of them when
+ * several ask, and what a failure means to whom.
  *
- * Readers claim the pieces nobody has claimed (in_flight), fetch them in batches without a lock,
- * write them, and only then mark them present: a range marked present is on the file and was
- * verified by the odb. Whoever needs a piece that is in flight waits for its fetcher and shares
- * its failure, so N readers of an unreachable store wait for one timeout and not for N.
+ * What is being fetched is a job: consecutive pieces, claimed by being in blob->jobs. A reader
+ * claims what it needs and nobody has claimed, runs one job itself and leaves the rest to the pool,
+ * takes over jobs it needs that have not begun, and waits for the others. Pieces are fetched
+ * without a lock, written, and only then marked present: a range marked present is on the file and
+ * was verified by the odb.
  *
- * The partial file's name is unique to the struct, so that dropping an old one can never remove
- * the file of a newer blob of the same content.
+ * If the store cannot be reached, every reader that waits for the job's bytes fails with it: N
+ * readers wait for one timeout and not for N. Any other failure may be due to a piece that a reader
+ * did not ask for, so it tries its own. What was fetched ahead and failed is nobody's failure: it
+ * is as if it had not been tried.
  */
 #include "cache/internal.h"
 #include "store/chunker.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <unistd.h>
 
 #define PIECES_MAX 1024 /* in one batch */
+#define BATCH_BYTES_MAX ((uint64_t)16 << 20)
+/* A reader's share of one request: larger ones are split, for connections have their own limits. */
+#define DEMAND_BYTES_MAX ((uint64_t)2 << 20)
+/* Requests of what is fetched ahead: large ones cost the store less, several arrive sooner. */
+#define AHEAD_BYTES_MIN ((uint64_t)512 << 10)
+#define AHEAD_BYTES_MAX ((uint64_t)8 << 20)
+#define AHEAD_PARTS 4 /* of what is asked for at once */
+#define AHEAD_PAUSE_MS 1000
+#define CACHE_PARTS 16 /* a window is at most one of them */
+#define WINDOW_BYTES_LEAST ((uint64_t)1 << 20)
+#define BULK_BYTES ((uint64_t)64 << 20)
+#define BULK_STEP_BYTES ((uint64_t)8 << 20)
 
-int blob_new(struct cache *cache, const struct content *content, struct blob **ret_blob)
-{
-	struct blob *blob = calloc(1, sizeof(*blob));
-	if (!blob)
-		return -ERR_NO_MEMORY;
-	blob->cache = cache;
-	blob->id = content->pointer.id;
-	blob->size = content->size;
-	blob->content = *content;
-	blob->descriptor = blob->writer = -1;
-	pthread_mutex_init(&blob->lock, NULL);
-	pthread_cond_init(&blob->changed, NULL);
-	*ret_blob = blob;
-	return 0;
-}
-
-void blob_free(struct blob *blob)
-{
-	struct cache *cache = blob->cache;
-	close_descriptor(&blob->descriptor);
-	close_descriptor(&blob->writer);
-	if (blob->created) {
-		unlinkat(cache->partials, blob->partial_name, 0);
-		pthread_mutex_lock(&cache->table_lock);
-		cache->partial_bytes -= blob->disk_bytes;
-		pthread_mutex_unlock(&cache->table_lock);
-	}
-	extents_release(&blob->present);
-	pthread_cond_destroy(&blob->changed);
-	pthread_mutex_destroy(&blob->lock);
-	free(blob);
-}
-
-void blob_refresh(struct blob *blob, const struct content *content)
-{
-	pthread_mutex_lock(&blob->lock);
-	blob->content = *content;
-	pthread_mutex_unlock(&blob->lock);
-}
-
-/* -- the partial file -- */
-
-static int open_partial(struct blob *blob, int *ret_descriptor, int *ret_writer)
-{
-	struct cache *cache = blob->cache;
-	CLEANUP(close_descriptor) int writer = -1;
-	CLEANUP(close_descriptor) int descriptor = -1;
-	writer = openat(cache->partials, blob->partial_name, O_RDWR | O_CLOEXEC);
-	if (writer < 0)
-		return error_system(errno);
-	descriptor = openat(cache->partials, blob->partial_name, O_RDONLY | O_CLOEXEC);
-	if (descriptor < 0)
-		return error_system(errno);
-	*ret_descriptor = descriptor;
-	*ret_writer = writer;
-	descriptor = writer = -1;
-	return 0;
-}
-
-static int create_partial(struct blob *blob)
-{
-	char hex[ID_HEX + 1];
-	id_to_hex(&blob->id, hex);
-	snprintf(blob->partial_name, sizeof(blob->partial_name), "%s.%llu", hex,
-	         (unsigned long long)atomic_fetch_add(&blob->cache->partial_serial, 1));
-	int partials = blob->cache->partials;
-	CLEANUP(close_descriptor)
-	int descriptor =
-	        openat(partials, blob->partial_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (descriptor < 0)
-		return error_system(errno);
-	/* The whole size from the start: what is not there yet is a hole. */
-	if (ftruncate(descriptor, (off_t)blob->size) < 0) {
-		int error = error_system(errno);
-		unlinkat(partials, blob->partial_name, 0);
-		return error;
-	}
-	return 0;
-}
-
-struct opened {
-	int descriptor;
-	int writer;   /* -1: the file is complete */
-	bool created; /* a new partial file: it holds nothing yet */
+/* A reader, on its stack: linked into the blob while it waits. */
+struct waiter {
+	uint64_t start, end;
+	int error; /* of a job it waits for */
+	struct message *message;
+	struct waiter *prev, *next;
 };
-
-/* Unlocked, by the one thread that set blob->opening. The blob is in the table, so whoever
- * completed this content before has given the file its name: it is looked for here and not
- * fetched twice. */
-static int open_file(struct blob *blob, bool has_partial, struct opened *ret_opened)
-{
-	*ret_opened = (struct opened){-1, -1, false};
-	int error = open_complete(blob->cache, &blob->id, blob->size, &ret_opened->descriptor);
-	if (error != -ERR_NOT_FOUND)
-		return error;
-	if (has_partial) {
-		error = open_partial(blob, &ret_opened->descriptor, &ret_opened->writer);
-		if (error != -ERR_NOT_FOUND)
-			return error;
-	}
-	error = create_partial(blob);
-	if (error == -ERR_NO_SPACE && evict_now(blob->cache, FETCH_BATCH_BYTES))
-		error = create_partial(blob);
-	if (error)
-		return error;
-	ret_opened->created = true;
-	return open_partial(blob, &ret_opened->descriptor, &ret_opened->writer);
-}
-
-int blob_open(struct blob *blob, struct message *message)
-{
-	if (blob->complete)
-		return 0;
-	pthread_mutex_lock(&blob->lock);
-	while (blob->opening)
-		pthread_cond_wait(&blob->changed, &blob->lock);
-	if (blob->descriptor >= 0) {
-		pthread_mutex_unlock(&blob->lock);
-		return 0;
-	}
-	blob->opening = true;
-	bool has_partial = blob->created;
-	pthread_mutex_unlock(&blob->lock);
-
-	struct opened opened;
-	int error = open_file(blob, has_partial, &opened);
-
-	pthread_mutex_lock(&blob->lock);
-	blob->opening = false;
-	blob->descriptor = opened.descriptor;
-	blob->writer = opened.writer;
-	if (opened.created) {
-		/* What an older file held is gone with it. */
-		blob->created = true;
-		extents_release(&blob->present);
-	}
-	blob->complete = !error && opened.writer < 0;
-	pthread_cond_broadcast(&blob->changed);
-	pthread_mutex_unlock(&blob->lock);
-	if (error)
-		return fail(message, error, "cannot open a local copy in %s: %s", blob->cache->path,
-		            error_text(error));
-	return 0;
-}
-
-/* Everything is present: give the file its final name. By one thread, unlocked. */
-static void finish(struct blob *blob)
-{
-	struct cache *cache = blob->cache;
-	char hex[ID_HEX + 1];
-	id_to_hex(&blob->id, hex);
-	int renamed = renameat2(cache->partials, blob->partial_name, cache->recents, hex,
-	                        RENAME_NOREPLACE);
-	/* When it was adopted meanwhile, or cannot be renamed, this struct's descriptor still
-	 * serves its readers; the name in partial/ is of no more use. */
-	bool placed = renamed == 0 || errno == EEXIST;
-	if (renamed < 0)
-		unlinkat(cache->partials, blob->partial_name, 0);
-
-	pthread_mutex_lock(&blob->lock);
-	uint64_t bytes = blob->disk_bytes;
-	blob->disk_bytes = 0;
-	blob->created = false;
-	close_descriptor(&blob->writer);
-	pthread_mutex_unlock(&blob->lock);
-
-	pthread_mutex_lock(&cache->table_lock);
-	cache->partial_bytes -= bytes;
-	pthread_mutex_unlock(&cache->table_lock);
-	if (placed)
-		(void)recent_add(cache, &blob->id, bytes);
-
-	pthread_mutex_lock(&blob->lock);
-	blob->complete = true;
-	extents_release(&blob->present);
-	pthread_cond_broadcast(&blob->changed);
-	pthread_mutex_unlock(&blob->lock);
-	if (durable_due(cache))
-		keeper_wake(cache);
-}
 
 /* -- what a range needs -- */
 
@@ -245,8 +85,7 @@ static int collect_piece(void *context, const struct piece *piece)
 	if (!piece->hole)
 		batch->data_bytes += piece->length;
 	/* Full when the next chunk might not fit. */
-	return batch->data_bytes + CHUNK_BYTES_MAX > FETCH_BATCH_BYTES ||
-	       batch->count == PIECES_MAX;
+	return batch->data_bytes + CHUNK_BYTES_MAX > BATCH_BYTES_MAX || batch->count == PIECES_MAX;
 }
 
 /* The pieces of at most one batch, from the one that holds `start` on. */
@@ -273,146 +112,263 @@ static int collect(struct blob *blob, const struct content *content, uint64_t st
 
 /* -- who fetches what -- */
 
-/* Pieces one thread is fetching; linked into the blob from its stack, so that giving them up
- * cannot fail. */
-struct claim {
-	struct piece *pieces; /* ascending */
-	size_t count;
-	struct claim *prev, *next;
-};
-
-static bool claim_has(const struct claim *claim, uint64_t offset)
+/* Locked. */
+static bool is_here(const struct blob *blob, uint64_t start, uint64_t end)
 {
-	size_t low = 0, high = claim->count;
+	return blob->complete || extents_cover(&blob->present, start, end);
+}
+
+/* Index of the job's first piece that ends behind `at`; job->count: none does. */
+static size_t piece_behind(const struct job *job, uint64_t at)
+{
+	size_t low = 0, high = job->count;
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
-		if (claim->pieces[middle].offset < offset)
+		if (job->pieces[middle].offset + job->pieces[middle].length <= at)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	return low < claim->count && claim->pieces[low].offset == offset;
+	return low;
+}
+
+static bool touches(const struct job *job, uint64_t start, uint64_t end)
+{
+	size_t i = piece_behind(job, start);
+	return i < job->count && job->pieces[i].offset < end;
 }
 
 /* Locked. Pieces are the same for everybody: they come from the content's own list. */
-static bool in_flight(const struct blob *blob, const struct piece *piece)
+static bool is_claimed(const struct blob *blob, const struct piece *piece)
 {
-	const struct claim *claim;
-	DL_FOREACH (blob->claims, claim) {
-		if (claim_has(claim, piece->offset))
+	const struct job *job;
+	DL_FOREACH2(blob->jobs, job, following)
+	{
+		if (touches(job, piece->offset, piece->offset + 1))
 			return true;
 	}
 	return false;
 }
 
-static bool present(const struct blob *blob, const struct piece *piece)
+/* Locked. Where what is present or claimed from `at` on ends; `at`: neither. */
+static uint64_t skip_spoken_for(const struct blob *blob, uint64_t at)
 {
-	return blob->complete ||
-	       extents_cover(&blob->present, piece->offset, piece->offset + piece->length);
-}
-
-/* Locked. Claims every piece of the batch that is neither present nor in flight. True: others
- * are fetching some of the rest. */
-static bool claim_pieces(struct blob *blob, const struct batch *batch, struct claim *claim)
-{
-	bool waiting = false;
-	claim->count = 0;
-	for (size_t i = 0; i < batch->count; i++) {
-		if (present(blob, &batch->pieces[i]))
-			continue;
-		if (in_flight(blob, &batch->pieces[i]))
-			waiting = true;
-		else
-			claim->pieces[claim->count++] = batch->pieces[i];
+	at = extents_skip(&blob->present, at);
+	const struct job *job;
+	DL_FOREACH2(blob->jobs, job, following)
+	{
+		size_t i = piece_behind(job, at);
+		for (; i < job->count && job->pieces[i].offset <= at; i++)
+			at = job->pieces[i].offset + job->pieces[i].length;
 	}
-	if (claim->count)
-		DL_APPEND(blob->claims, claim);
-	return waiting;
+	return at;
 }
 
-/* Locked. True when the blob has just become whole: the caller must finish() it. */
-static bool just_whole(struct blob *blob)
+/* Locked. Every byte is present or claimed. */
+static bool is_spoken_for(const struct blob *blob, uint64_t start, uint64_t end)
 {
-	if (blob->finishing || !extents_cover(&blob->present, 0, blob->size))
-		return false;
-	blob->finishing = true;
+	while (!blob->complete && start < end) {
+		uint64_t next = skip_spoken_for(blob, start);
+		if (next == start)
+			return false;
+		start = next;
+	}
 	return true;
 }
 
-/* Locked. Gives up the claim; when it was fetched its pieces are present now. */
-static int settle(struct blob *blob, struct claim *claim, int error)
+/* -- making jobs: one is what one request fetches -- */
+
+struct claiming {
+	enum job_kind kind;
+	uint64_t bytes_max; /* of one job */
+	const void *owner;
+};
+
+static int by_place(const void *a, const void *b)
 {
-	DL_DELETE(blob->claims, claim);
-	if (!error)
-		error = extents_reserve(&blob->present, claim->count);
-	for (size_t i = 0; !error && i < claim->count; i++)
-		extents_add(&blob->present, claim->pieces[i].offset,
-		            claim->pieces[i].offset + claim->pieces[i].length);
-	if (error == -ERR_STORE_AWAY)
-		blob->store_away_serial++;
-	if (error == -ERR_NO_SPACE)
-		blob->unwanted = true;
-	pthread_cond_broadcast(&blob->changed);
-	return error;
+	const struct piece *left = a, *right = b;
+	const struct place *p = &left->pointer.place, *q = &right->pointer.place;
+	if (left->hole != right->hole)
+		return left->hole ? -1 : 1;
+	int order = memcmp(p->pack, q->pack, sizeof(p->pack));
+	if (order)
+		return order;
+	return (p->offset > q->offset) - (p->offset < q->offset);
 }
 
-/* Locked, but for the wait. Other failures than an unreachable store may be due to a piece that
- * this reader did not ask for: then it tries itself. */
-static int wait_for_others(struct blob *blob, const struct batch *batch, struct message *message)
+static int by_offset(const void *a, const void *b)
 {
-	uint64_t serial = blob->store_away_serial;
-	pthread_cond_wait(&blob->changed, &blob->lock);
-	if (blob->store_away_serial == serial)
+	const struct piece *left = a, *right = b;
+	return (left->offset > right->offset) - (left->offset < right->offset);
+}
+
+/* Bytes between two places; UINT64_MAX when no request would fetch both. */
+static uint64_t gap_between(const struct place *first, const struct place *second)
+{
+	uint64_t end = first->offset + first->stored;
+	if (memcmp(first->pack, second->pack, sizeof(first->pack)) != 0)
+		return UINT64_MAX;
+	if (second->offset < end)
 		return 0;
-	for (size_t i = 0; i < batch->count; i++) {
-		if (!present(blob, &batch->pieces[i]))
-			return fail(message, -ERR_STORE_AWAY,
-			            "the object store cannot be reached (fetching for another "
-			            "reader of the same file)");
+	return second->offset - end <= ODB_GAP_BYTES_MAX ? second->offset - end : UINT64_MAX;
+}
+
+/* How many of the pieces, sorted by place, make one job, and the memory that takes. Holes cost
+ * nothing. */
+static size_t job_length(const struct piece *pieces, size_t count, uint64_t bytes_max,
+                         uint64_t *ret_cost)
+{
+	size_t length = 0;
+	uint64_t cost = 0;
+	for (; length < count; length++) {
+		const struct place *place = &pieces[length].pointer.place;
+		bool first = length == 0 || pieces[length - 1].hole;
+		if (pieces[length].hole)
+			continue;
+		if (length > 0 && pieces[length - 1].hole)
+			break;
+		uint64_t gap = first ? 0 : gap_between(&pieces[length - 1].pointer.place, place);
+		uint64_t more = gap + place->stored;
+		if (place->codec != CODEC_RAW)
+			more += place->raw;
+		if (gap == UINT64_MAX || (!first && cost + more > bytes_max))
+			break;
+		cost += more;
 	}
-	return 0;
+	*ret_cost = cost;
+	return length;
+}
+
+static struct job *job_new(const struct claiming *claiming, const struct piece *pieces,
+                           size_t count, uint64_t cost)
+{
+	struct job *job = calloc(1, sizeof(*job) + count * sizeof(*pieces));
+	if (!job)
+		return NULL;
+	memcpy(job->pieces, pieces, count * sizeof(*pieces));
+	qsort(job->pieces, count, sizeof(*pieces), by_offset);
+	job->kind = claiming->kind;
+	job->owner = claiming->owner;
+	job->count = count;
+	job->cost = cost;
+	job->start = job->pieces[0].offset;
+	job->end = job->pieces[count - 1].offset + job->pieces[count - 1].length;
+	return job;
+}
+
+/* In the order in which they are needed. */
+static int by_start(const struct job *a, const struct job *b)
+{
+	return (a->start > b->start) - (a->start < b->start);
+}
+
+/* Locked. Jobs for all pieces of the batch that nobody has or fetches; not entered yet. The batch
+ * is used up by it. */
+static struct job *make_jobs(struct blob *blob, struct batch *batch,
+                             const struct claiming *claiming)
+{
+	struct job *jobs = NULL;
+	size_t count = 0;
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct piece *piece = &batch->pieces[i];
+		if (!is_here(blob, piece->offset, piece->offset + piece->length) &&
+		    !is_claimed(blob, piece))
+			batch->pieces[count++] = *piece;
+	}
+	batch->count = 0;
+	if (count > 1)
+		qsort(batch->pieces, count, sizeof(*batch->pieces), by_place);
+	for (size_t i = 0, length; i < count; i += length) {
+		uint64_t cost;
+		length = job_length(batch->pieces + i, count - i, claiming->bytes_max, &cost);
+		struct job *job = job_new(claiming, batch->pieces + i, length, cost);
+		if (!job)
+			break; /* somebody will try again */
+		DL_APPEND(jobs, job);
+	}
+	DL_SORT(jobs, by_start);
+	return jobs;
+}
+
+/* Locked. From now on it is in everybody's sight. */
+static void enter(struct blob *blob, struct job *job)
+{
+	job->blob = blob;
+	blob_hold(blob);
+	DL_APPEND2(blob->jobs, job, previous, following);
+}
+
+/* Locked. A job that has not begun and brings bytes of the range, taken over. */
+static struct job *take_over(struct blob *blob, uint64_t start, uint64_t end)
+{
+	struct job *job;
+	DL_FOREACH2(blob->jobs, job, following)
+	{
+		if (touches(job, start, end) && pool_take(blob->cache->pool, job))
+			return job;
+	}
+	return NULL;
+}
+
+/* Locked. Claims what nobody has; the first job is the caller's to run, the others are queued. */
+static struct job *claim_missing(struct blob *blob, struct batch *batch,
+                                 const struct waiter *waiter)
+{
+	const struct claiming claiming = {JOB_DEMAND, DEMAND_BYTES_MAX, waiter};
+	struct job *jobs = make_jobs(blob, batch, &claiming), *first = jobs, *job, *next;
+	DL_FOREACH_SAFE(jobs, job, next)
+	{
+		DL_DELETE(jobs, job);
+		enter(blob, job);
+		if (job != first)
+			pool_add(blob->cache->pool, job);
+	}
+	return first;
 }
 
 /* -- fetching -- */
 
-/* Bytes of neighbouring pieces lie together in memory as in the file: one write for each run. */
-static int write_pieces(int writer, const struct piece *pieces, size_t count, const uint8_t *bytes)
+/* Neighbours in the file mostly are neighbours in memory, too: one write for each run. */
+static int write_pieces(int writer, const struct piece *const *pieces, const uint8_t **bytes,
+                        size_t count)
 {
 	for (size_t i = 0; i < count;) {
-		uint64_t start = pieces[i].offset, length = pieces[i].length;
-		for (i++; i < count && pieces[i].offset == start + length; i++)
-			length += pieces[i].length;
-		int error = write_full(writer, bytes, length, (off_t)start);
+		uint64_t start = pieces[i]->offset, length = pieces[i]->length;
+		const uint8_t *from = bytes[i];
+		for (i++;
+		     i < count && pieces[i]->offset == start + length && bytes[i] == from + length;
+		     i++)
+			length += pieces[i]->length;
+		int error = write_full(writer, from, length, (off_t)start);
 		if (error)
 			return error;
-		bytes += length;
 	}
 	return 0;
 }
 
-static int read_and_write(struct blob *blob, const struct piece *pieces, size_t count,
-                          uint64_t length, struct message *message)
+static int no_memory(struct message *message)
 {
-	CLEANUP(free_pointer) uint8_t *bytes = malloc(length);
-	CLEANUP(free_pointer) uint8_t **out = malloc(count * sizeof(*out));
+	return fail(message, -ERR_NO_MEMORY, "out of memory for a part of a file");
+}
+
+static int read_and_write(const struct job *job, const struct piece *const *pieces, size_t count,
+                          uint64_t length, struct buffer *scratch, struct message *message)
+{
+	CLEANUP(free_pointer) const uint8_t **bytes = malloc(count * sizeof(*bytes));
 	CLEANUP(free_pointer) struct pointer *pointers = malloc(count * sizeof(*pointers));
-	if (!bytes || !out || !pointers)
-		return fail(message, -ERR_NO_MEMORY, "out of memory for %llu bytes of a file",
-		            (unsigned long long)length);
-	uint8_t *at = bytes;
-	for (size_t i = 0; i < count; i++) {
-		pointers[i] = pieces[i].pointer;
-		out[i] = at;
-		at += pieces[i].length;
-	}
-	struct cache *cache = blob->cache;
-	int error = odb_read_chunks(cache->odb, pointers, count, out, message);
+	if (!bytes || !pointers)
+		return no_memory(message);
+	for (size_t i = 0; i < count; i++)
+		pointers[i] = pieces[i]->pointer;
+	struct cache *cache = job->blob->cache;
+	int writer = job->blob->writer;
+	int error = odb_borrow_chunks(cache->odb, pointers, count, scratch, bytes, message);
 	if (error)
 		return error;
 	evict_before(cache, length);
-	error = write_pieces(blob->writer, pieces, count, bytes);
+	error = write_pieces(writer, pieces, bytes, count);
 	if (error == -ERR_NO_SPACE && evict_now(cache, length))
-		error = write_pieces(blob->writer, pieces, count, bytes);
+		error = write_pieces(writer, pieces, bytes, count);
 	if (error)
 		return fail(message, error,
 		            "cannot keep %llu bytes in %s: %s; free some space on that disk",
@@ -420,7 +376,7 @@ static int read_and_write(struct blob *blob, const struct piece *pieces, size_t 
 	return 0;
 }
 
-static void account(struct blob *blob, uint64_t fetched)
+static void account(struct blob *blob, enum job_kind kind, uint64_t fetched)
 {
 	struct stat status;
 	struct cache *cache = blob->cache;
@@ -432,61 +388,265 @@ static void account(struct blob *blob, uint64_t fetched)
 	pthread_mutex_lock(&cache->table_lock);
 	cache->partial_bytes += blob->disk_bytes - before;
 	cache->counters.fetched_bytes += fetched;
+	if (kind == JOB_AHEAD)
+		cache->counters.ahead_bytes += fetched;
 	pthread_mutex_unlock(&cache->table_lock);
 	pthread_mutex_unlock(&blob->lock);
 }
 
-/* Unlocked. Holes are there already: the file was created with its size. */
-static int fetch(struct blob *blob, const struct claim *claim, struct message *message)
+/* Holes are there already: the file was created with its size. */
+static int fetch(const struct job *job, struct message *message)
 {
-	CLEANUP(free_pointer) struct piece *data = malloc(claim->count * sizeof(*data));
+	CLEANUP(free_pointer) const struct piece **data = malloc(job->count * sizeof(*data));
 	if (!data)
-		return fail(message, -ERR_NO_MEMORY, "out of memory");
+		return no_memory(message);
 	size_t count = 0;
 	uint64_t length = 0;
-	for (size_t i = 0; i < claim->count; i++) {
-		if (claim->pieces[i].hole)
+	for (size_t i = 0; i < job->count; i++) {
+		if (job->pieces[i].hole)
 			continue;
-		data[count++] = claim->pieces[i];
-		length += claim->pieces[i].length;
+		data[count++] = &job->pieces[i];
+		length += job->pieces[i].length;
 	}
 	if (count == 0)
 		return 0;
-	int error = read_and_write(blob, data, count, length, message);
-	account(blob, error ? 0 : length);
+	struct pool *pool = job->blob->cache->pool;
+	struct buffer scratch = pool_buffer_take(pool);
+	int error = read_and_write(job, data, count, length, &scratch, message);
+	pool_buffer_give(pool, &scratch);
+	account(job->blob, job->kind, error ? 0 : length);
 	return error;
 }
 
-/* Make the pieces of one batch present. */
-static int ensure_batch(struct blob *blob, const struct batch *batch, struct message *message)
+/* Locked. True when the blob has just become whole: the caller must finish it. */
+static bool just_whole(struct blob *blob)
 {
-	CLEANUP(free_pointer)
-	struct piece *pieces = malloc(batch->count * sizeof(*pieces));
-	if (!pieces)
-		return fail(message, -ERR_NO_MEMORY, "out of memory");
-	for (;;) {
-		struct claim claim = {.pieces = pieces};
-		int error = 0;
-		bool whole = false;
-		pthread_mutex_lock(&blob->lock);
-		bool waiting = claim_pieces(blob, batch, &claim);
-		if (!claim.count && waiting)
-			error = wait_for_others(blob, batch, message);
-		pthread_mutex_unlock(&blob->lock);
-		if (claim.count) {
-			error = fetch(blob, &claim, message);
-			pthread_mutex_lock(&blob->lock);
-			error = settle(blob, &claim, error);
-			whole = just_whole(blob);
-			pthread_mutex_unlock(&blob->lock);
+	if (blob->finishing || !extents_cover(&blob->present, 0, blob->size))
+		return false;
+	blob->finishing = true;
+	return true;
+}
+
+/* Locked. What was to be fetched ahead will not come. */
+static void withdraw(const struct job *job)
+{
+	struct cursors *cursors = job->blob->cursors;
+	for (size_t i = 0; cursors && job->kind == JOB_AHEAD && i < job->count; i++)
+		cursors_withdraw(cursors, job->pieces[i].offset,
+		                 job->pieces[i].offset + job->pieces[i].length);
+}
+
+/* Locked. What readers and cursors must know of a failure. */
+static void tell(struct job *job, int error, const struct message *why)
+{
+	struct blob *blob = job->blob;
+	struct waiter *waiter;
+	if (error == -ERR_STORE_AWAY) {
+		DL_FOREACH (blob->waiters, waiter) {
+			if (!touches(job, waiter->start, waiter->end))
+				continue;
+			waiter->error = error;
+			if (waiter->message)
+				*waiter->message = *why;
 		}
-		if (whole)
-			finish(blob);
-		if (error)
-			return error;
-		if (!waiting)
-			return 0;
 	}
+	if (error == -ERR_NO_SPACE)
+		blob->unwanted = true;
+	if (job->kind != JOB_DEMAND && (error == -ERR_STORE_AWAY || error == -ERR_NO_SPACE))
+		blob->cache->ahead_pause_until_ms = clock_monotonic_ms() + AHEAD_PAUSE_MS;
+	withdraw(job);
+}
+
+/* Locked. Gives up the claim; when it was fetched its pieces are present now. */
+static int settle(struct job *job, int error, struct message *message)
+{
+	struct blob *blob = job->blob;
+	DL_DELETE2(blob->jobs, job, previous, following);
+	if (!error && extents_reserve(&blob->present, job->count))
+		error = no_memory(message);
+	if (error)
+		tell(job, error, message);
+	for (size_t i = 0; !error && i < job->count; i++)
+		extents_add(&blob->present, job->pieces[i].offset,
+		            job->pieces[i].offset + job->pieces[i].length);
+	pthread_cond_broadcast(&blob->changed);
+	return error;
+}
+
+static void job_end(struct job *job)
+{
+	struct blob *blob = job->blob;
+	if (job->reserved)
+		pool_release(blob->cache->pool, job->cost);
+	free(job);
+	blob_release(blob);
+}
+
+static void run_plan(struct job *plan);
+
+int job_run(struct job *job, struct message *message)
+{
+	struct blob *blob = job->blob;
+	struct message why = {.text[0] = '\0'};
+	if (job->kind == JOB_PLAN) {
+		run_plan(job);
+		job_end(job);
+		return 0;
+	}
+	if (!job->reserved)
+		pool_reserve(blob->cache->pool, job->cost);
+	job->reserved = true;
+	int error = fetch(job, &why);
+	pthread_mutex_lock(&blob->lock);
+	error = settle(job, error, &why);
+	bool whole = just_whole(blob);
+	pthread_mutex_unlock(&blob->lock);
+	if (whole)
+		blob_finish(blob);
+	job_end(job);
+	if (error && message)
+		*message = why;
+	return error;
+}
+
+void job_abandon(struct job *job)
+{
+	struct blob *blob = job->blob;
+	pthread_mutex_lock(&blob->lock);
+	if (job->kind != JOB_PLAN) {
+		DL_DELETE2(blob->jobs, job, previous, following);
+		withdraw(job);
+	} else if (blob->cursors) {
+		cursors_refund(blob->cursors, job->end - job->start);
+		cursors_withdraw(blob->cursors, job->start, job->end);
+	}
+	pthread_cond_broadcast(&blob->changed);
+	pthread_mutex_unlock(&blob->lock);
+	job_end(job);
+}
+
+/* -- fetching ahead -- */
+
+/* Locked. */
+static void enter_ahead(struct blob *blob, struct job *job)
+{
+	job->reserved = true;
+	for (size_t i = 0; job->kind == JOB_AHEAD && blob->cursors && i < job->count; i++)
+		cursors_fetching(blob->cursors, job->pieces[i].offset,
+		                 job->pieces[i].offset + job->pieces[i].length);
+	enter(blob, job);
+	pool_add(blob->cache->pool, job);
+}
+
+/* Locked. Queues what nobody has of the batch while there is room; false when there is none. */
+static bool queue_ahead(struct blob *blob, struct batch *batch, const struct claiming *claiming,
+                        uint64_t *claimed, uint64_t *stop)
+{
+	bool room = true;
+	struct job *jobs = make_jobs(blob, batch, claiming), *job, *next;
+	DL_FOREACH_SAFE(jobs, job, next)
+	{
+		DL_DELETE(jobs, job);
+		room = room && pool_reserve_ahead(blob->cache->pool, job->cost);
+		if (room) {
+			for (size_t i = 0; i < job->count; i++)
+				*claimed += job->pieces[i].length;
+			enter_ahead(blob, job);
+		} else {
+			if (job->start < *stop)
+				*stop = job->start;
+			free(job);
+		}
+	}
+	return room;
+}
+
+/* Queue what nobody has of [start, end), as far as there is room; returns how far. */
+static uint64_t fetch_ahead(struct blob *blob, enum job_kind kind, uint64_t start, uint64_t end,
+                            uint64_t *ret_claimed)
+{
+	CLEANUP(batch_release) struct batch batch = {0};
+	struct cache *cache = blob->cache;
+	struct claiming claiming = {kind, (end - start) / AHEAD_PARTS, NULL};
+	if (claiming.bytes_max < AHEAD_BYTES_MIN)
+		claiming.bytes_max = AHEAD_BYTES_MIN;
+	if (claiming.bytes_max > AHEAD_BYTES_MAX)
+		claiming.bytes_max = AHEAD_BYTES_MAX;
+	if (claiming.bytes_max > cache->fetch_bytes_max / 4)
+		claiming.bytes_max = cache->fetch_bytes_max / 4;
+	uint64_t peak, under_way = pool_bytes(cache->pool, &peak);
+	*ret_claimed = 0;
+	if (clock_monotonic_ms() < cache->ahead_pause_until_ms ||
+	    !evict_for_ahead(cache, under_way + (end - start)))
+		return start;
+	while (start < end && !cache->closing) {
+		pthread_mutex_lock(&blob->lock);
+		struct content content = blob->content;
+		pthread_mutex_unlock(&blob->lock);
+		/* Whoever comes there will see what is wrong with it. */
+		if (collect(blob, &content, start, end, &batch, NULL))
+			break;
+		pthread_mutex_lock(&blob->lock);
+		uint64_t stop = batch.next;
+		bool room = blob->users && queue_ahead(blob, &batch, &claiming, ret_claimed, &stop);
+		pthread_mutex_unlock(&blob->lock);
+		start = stop;
+		if (!room)
+			break;
+	}
+	return start;
+}
+
+static void run_plan(struct job *plan)
+{
+	struct blob *blob = plan->blob;
+	uint64_t claimed, wanted = plan->end - plan->start;
+	uint64_t stop = fetch_ahead(blob, JOB_AHEAD, plan->start, plan->end, &claimed);
+	pthread_mutex_lock(&blob->lock);
+	if (blob->cursors && claimed < wanted)
+		cursors_refund(blob->cursors, wanted - claimed);
+	if (blob->cursors && stop < plan->end)
+		cursors_withdraw(blob->cursors, stop, plan->end);
+	pthread_mutex_unlock(&blob->lock);
+}
+
+/* -- reading -- */
+
+/* Until [start, end) is present; what of it nobody has is in the batch. 1: somebody gave up what
+ * this reader counted on, and the batch does not have it. *plan is queued once nothing of the range
+ * can be taken by it. */
+static int await(struct blob *blob, struct batch *batch, uint64_t start, uint64_t end,
+                 struct job **plan, struct message *message)
+{
+	struct waiter waiter = {.start = start, .end = end, .message = message};
+	struct pool *pool = blob->cache->pool;
+	int error = 0;
+	pthread_mutex_lock(&blob->lock);
+	DL_APPEND(blob->waiters, &waiter);
+	while (!error && !is_here(blob, start, end)) {
+		struct job *job = take_over(blob, start, end);
+		bool had = batch->count > 0;
+		if (!job)
+			job = claim_missing(blob, batch, &waiter);
+		if (*plan)
+			pool_add(pool, steal(plan));
+		if (job) {
+			bool own = job->owner == &waiter;
+			pthread_mutex_unlock(&blob->lock);
+			int failed = job_run(job, own ? message : NULL);
+			pthread_mutex_lock(&blob->lock);
+			error = own ? failed : 0;
+		} else if (is_spoken_for(blob, start, end)) {
+			pthread_cond_wait(&blob->changed, &blob->lock);
+		} else {
+			error = had ? no_memory(message) : 1;
+		}
+		if (waiter.error)
+			error = waiter.error;
+	}
+	DL_DELETE(blob->waiters, &waiter);
+	pthread_mutex_unlock(&blob->lock);
+	return error;
 }
 
 /* Nobody may find a file without bytes unfinished for want of a fetch; and who needed the last
@@ -499,7 +659,104 @@ static void wait_until_finished(struct blob *blob)
 		pthread_cond_wait(&blob->changed, &blob->lock);
 	pthread_mutex_unlock(&blob->lock);
 	if (whole)
-		finish(blob);
+		blob_finish(blob);
+}
+
+static int fetch_planned(struct blob *blob, uint64_t start, uint64_t end, struct job **plan,
+                         struct message *message)
+{
+	CLEANUP(batch_release) struct batch batch = {0};
+	for (uint64_t at = start; at < end;) {
+		pthread_mutex_lock(&blob->lock);
+		at = blob->complete ? end : extents_skip(&blob->present, at);
+		bool join = at < end && is_spoken_for(blob, at, end);
+		struct content content = blob->content;
+		pthread_mutex_unlock(&blob->lock);
+		if (at >= end)
+			break;
+		int error = 0;
+		batch.count = 0;
+		batch.next = end;
+		if (!join)
+			error = collect(blob, &content, at, end, &batch, message);
+		uint64_t stop = batch.next < end ? batch.next : end;
+		if (!error)
+			error = await(blob, &batch, at, stop, plan, message);
+		if (error < 0)
+			return error;
+	}
+	wait_until_finished(blob);
+	return 0;
+}
+
+int fetch_range(struct blob *blob, uint64_t start, uint64_t end, struct message *message)
+{
+	struct job *plan = NULL;
+	return blob->complete ? 0 : fetch_planned(blob, start, end, &plan, message);
+}
+
+/* Locked. How much of the range is present or claimed. */
+static uint64_t bytes_spoken_for(const struct blob *blob, uint64_t start, uint64_t end)
+{
+	uint64_t bytes = extents_count(&blob->present, start, end);
+	const struct job *job;
+	DL_FOREACH2(blob->jobs, job, following)
+	{
+		for (size_t i = piece_behind(job, start);
+		     i < job->count && job->pieces[i].offset < end; i++) {
+			struct extent piece = {job->pieces[i].offset,
+			                       job->pieces[i].offset + job->pieces[i].length};
+			if (piece.start < start)
+				piece.start = start;
+			bytes += (piece.end < end ? piece.end : end) - piece.start;
+		}
+	}
+	return bytes;
+}
+
+/* What is fetched ahead pushes other files out: of a small cache it may take only a small part. */
+static uint64_t window_max(const struct cache *cache)
+{
+	uint64_t bytes = cache->fetch_bytes_max / 2;
+	if (bytes > WINDOW_BYTES_MAX)
+		bytes = WINDOW_BYTES_MAX;
+	uint64_t part = cache->bytes_max / CACHE_PARTS;
+	if (cache->bytes_max && bytes > part)
+		bytes = part < WINDOW_BYTES_LEAST ? 0 : part;
+	return bytes;
+}
+
+/* Locked. Moves the cursors; a plan, held for the blob but not queued, when more is to be fetched
+ * ahead. */
+static struct job *note_read(struct blob *blob, uint64_t start, uint64_t end)
+{
+	struct cache *cache = blob->cache;
+	if (!blob->cursors && cursors_new(&blob->cursors))
+		return NULL;
+	bool here = is_here(blob, start, end);
+	struct cursors_read read = {.start = start,
+	                            .end = end,
+	                            .missing = end - start,
+	                            .size = blob->size,
+	                            .window_max = window_max(cache)};
+	read.missing -= here ? end - start : bytes_spoken_for(blob, start, end);
+	struct extent ahead;
+	uint64_t used = cursors_read(blob->cursors, &read, &ahead);
+	pthread_mutex_lock(&cache->table_lock);
+	cache->counters.ahead_used_bytes += used;
+	cache->counters.reads++;
+	cache->counters.reads_present += here;
+	cache->counters.reads_joined += !here && read.missing == 0;
+	pthread_mutex_unlock(&cache->table_lock);
+	if (ahead.start == ahead.end)
+		return NULL;
+	struct job *plan = calloc(1, sizeof(*plan));
+	if (!plan)
+		return NULL;
+	*plan = (struct job){
+	        .kind = JOB_PLAN, .blob = blob, .start = ahead.start, .end = ahead.end};
+	blob_hold(blob);
+	return plan;
 }
 
 int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct message *message)
@@ -509,30 +766,32 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 	uint64_t end = blob->size;
 	if (offset < end && length < end - offset)
 		end = offset + length;
-	CLEANUP(batch_release) struct batch batch = {0};
-	for (uint64_t at = offset; at < end; at = batch.next) {
+	struct job *plan = NULL;
+	if (offset < end) {
 		pthread_mutex_lock(&blob->lock);
-		at = blob->complete ? end : extents_skip(&blob->present, at);
-		struct content content = blob->content;
+		plan = note_read(blob, offset, end);
 		pthread_mutex_unlock(&blob->lock);
-		if (at >= end)
-			break;
-		int error = collect(blob, &content, at, end, &batch, message);
-		if (!error)
-			error = ensure_batch(blob, &batch, message);
-		if (error)
-			return error;
 	}
-	wait_until_finished(blob);
-	return 0;
+	int error = fetch_planned(blob, offset, end, &plan, message);
+	if (plan)
+		pool_add(blob->cache->pool, plan);
+	return error;
 }
 
 int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message)
 {
+	uint64_t ahead = 0, claimed;
 	for (uint64_t at = 0; !blob->complete;) {
 		if (progress_report(progress, "fetching", at, blob->size, "bytes"))
 			return fail(message, -ERR_INTERRUPTED, "fetching was interrupted");
-		int error = blob_ensure(blob, at, FETCH_BATCH_BYTES, message);
+		uint64_t left = blob->size - at;
+		uint64_t end = left > BULK_BYTES ? at + BULK_BYTES : blob->size;
+		if (ahead < at)
+			ahead = at;
+		if (ahead < end && ahead - at <= BULK_BYTES / 2)
+			ahead = fetch_ahead(blob, JOB_BULK, ahead, end, &claimed);
+		uint64_t step = left > BULK_STEP_BYTES ? BULK_STEP_BYTES : left;
+		int error = fetch_range(blob, at, at + step, message);
 		if (error)
 			return error;
 		pthread_mutex_lock(&blob->lock);
@@ -542,14 +801,4 @@ int blob_complete_now(struct blob *blob, const struct progress *progress, struct
 	if (progress_report(progress, "fetching", blob->size, blob->size, "bytes"))
 		return fail(message, -ERR_INTERRUPTED, "fetching was interrupted");
 	return 0;
-}
-
-int blob_descriptor(const struct blob *blob)
-{
-	return blob->descriptor;
-}
-
-bool blob_complete(const struct blob *blob)
-{
-	return blob->complete;
 }

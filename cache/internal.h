@@ -2,7 +2,10 @@
  * internal — what the files of cache/ share. Included only by its .c files.
  *
  *   cache.c    opening, the table of blobs in use, adopting, statistics
- *   fetch.c    one blob: its local file, what of it is present, fetching what is not
+ *   blob.c     one blob: its local file, from partial to complete
+ *   fetch.c    what of it is present, fetching what is not: jobs
+ *   pool.c     the threads that run jobs, in which order, in how much memory
+ *   cursors.c  how far ahead of its readers to fetch
  *   evict.c    recency, the bound, making room
  *   durable.c  recent/ -> blobs/ once synced, and what may be trusted on opening
  *   verify.c   checking local files against their ids
@@ -16,15 +19,24 @@
  * reference gone: kept idle         struct blob is freed, the file (map and file, no descriptor)
  * stays
  *
+ *
+ * Whose a struct blob is: cache_get gives out a handle (`users`), and each handle and each job
+ * holds a reference. With the last handle jobs that have not begun are given up; those that have
+ * finish what they fetch. With the last reference (and under table_lock) it becomes idle or is
+ * freed. So a job may use its blob, descriptors included, until it gives its reference back,
+ * without having to know whether anybody still reads the file.
+ *
  * Locks, in order; none but `maintenance` is held across the disk, none across the store:
  *   maintenance  one scan, sync or eviction at a time. Taken by readers only when there is no room.
  *   blob->lock   what the struct says.
  *   table_lock   what the struct says.
+ *   pool->lock   the queues and the budget; a leaf.
  */
 #ifndef CACHE_INTERNAL_H
 #define CACHE_INTERNAL_H
 
 #include "cache/cache.h"
+#include "cache/cursors.h"
 #include "cache/extents.h"
 
 #include <pthread.h>
@@ -34,7 +46,9 @@
 #include <uthash.h>
 #include <utlist.h>
 
-#define FETCH_BATCH_BYTES ((uint64_t)8 << 20)
+#define FETCH_BYTES_MAX_DEFAULT ((uint64_t)128 << 20)
+#define FETCH_BYTES_MAX_MIN ((uint64_t)2 << 20)
+#define EVICT_BYTES_MIN ((uint64_t)8 << 20) /* by one pass when the disk is full */
 #define WHOLE_FILE_BYTES_DEFAULT ((size_t)8 << 20)
 #define TOUCH_INTERVAL_MS 60000
 #define IDLE_BLOBS_MAX 1024
@@ -42,7 +56,30 @@
 #define SHARD_PATH_MAX (3 + ID_HEX + 1) /* "xx/<id>" and NUL */
 #define PARTIAL_NAME_MAX (ID_HEX + 1 + 20 + 1)
 
-struct claim;
+struct pool;
+
+/* Something to fetch by one request: pieces of a blob, claimed by nobody else. Or a plan: to find
+ * out what must be fetched ahead in a range, and claim that. */
+enum job_kind {
+	JOB_DEMAND, /* somebody waits for it */
+	JOB_PLAN,
+	JOB_AHEAD, /* a reader may come there */
+	JOB_BULK,  /* for somebody who wants all of the file */
+};
+struct job {
+	struct blob *blob; /* with a reference */
+	enum job_kind kind;
+	uint64_t start, end; /* of the file: all pieces lie in it, maybe others, too */
+	size_t count;        /* pieces */
+	uint64_t cost;       /* memory it takes while it is fetched */
+	bool reserved;       /* and has been given */
+	const void *owner;   /* the reader on whose behalf: reports its failure if it runs it */
+	struct job *previous, *following; /* in blob->jobs; blob->lock */
+	/* The pool's lock: */
+	bool queued;
+	struct job *prev, *next;
+	struct piece pieces[]; /* ascending */
+};
 
 struct blob {
 	struct cache *cache;
@@ -54,6 +91,8 @@ struct blob {
 	UT_hash_handle hh;
 	struct blob *prev, *next; /* in idle: partial, no references */
 	unsigned references;
+	_Atomic unsigned
+	        users; /* of these, handles given out; also read without the lock, as a hint */
 	int64_t idle_since_ms; /* wall clock, as files' mtimes are */
 
 	pthread_mutex_t lock; /* guards all below */
@@ -66,10 +105,10 @@ struct blob {
 	bool finishing; /* everything is present, the rename is under way */
 	bool unwanted;  /* the disk was full: dropped with its last reference */
 	struct extents present;
-	struct claim *claims;       /* what is being fetched (fetch.c) */
-	uint64_t disk_bytes;        /* of the partial file, as counted in cache->partial_bytes */
-	uint64_t store_away_serial; /* counts fetches that failed for want of the store: whoever
-	                               waited for one shares its failure */
+	struct job *jobs;        /* what is claimed: queued or being fetched */
+	struct waiter *waiters;  /* readers that wait (fetch.c) */
+	struct cursors *cursors; /* or NULL: not read yet */
+	uint64_t disk_bytes;     /* of the partial file, as counted in cache->partial_bytes */
 	char partial_name[PARTIAL_NAME_MAX];
 };
 
@@ -90,6 +129,9 @@ struct cache {
 	uint64_t bytes_max;
 	size_t whole_file_bytes;
 	_Atomic uint64_t partial_serial;
+	struct pool *pool;
+	uint64_t fetch_bytes_max;
+	_Atomic int64_t ahead_pause_until_ms; /* fetching ahead failed: not before */
 
 	pthread_mutex_t table_lock; /* guards until the next lock */
 	struct blob *table;
@@ -100,7 +142,7 @@ struct cache {
 	uint64_t partial_bytes;
 	uint64_t durable_count, durable_bytes; /* of blobs/: as scanned, then kept up to date */
 	int64_t recent_since_ms;               /* when the oldest of `recent` came */
-	struct cache_stats counters;           /* hits, misses, fetched_bytes, evicted */
+	struct cache_stats counters;           /* but blobs and bytes */
 
 	pthread_mutex_t maintenance;     /* see above; guards nothing but its own passes */
 	_Atomic int64_t futile_until_ms; /* an eviction found nothing: do not scan again before */
@@ -125,7 +167,11 @@ bool recent_remove(struct cache *cache, const struct id *id, uint64_t *ret_bytes
 /* A complete local file of this size, marked as used. -ERR_NOT_FOUND. */
 int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *ret_descriptor);
 
-/* -- fetch.c -- */
+/* One more reference for somebody who has one, or holds the blob's lock with one in blob->jobs. */
+void blob_hold(struct blob *blob);
+void blob_release(struct blob *blob);
+
+/* -- blob.c -- */
 /* A blob without references, not opened, not in the table. */
 int blob_new(struct cache *cache, const struct content *content, struct blob **ret_blob);
 /* Close, remove the partial file if there is one, free. No references, not in the table. */
@@ -136,7 +182,41 @@ int blob_open(struct blob *blob, struct message *message);
 /* Take the places of a newer reference to the same content. */
 void blob_refresh(struct blob *blob, const struct content *content);
 
+/* Everything is present: give the file its final name. By one thread (blob->finishing), unlocked.
+ */
+void blob_finish(struct blob *blob);
+
+/* -- fetch.c -- */
+/* Make a range present, for somebody who waits, without supposing that reading goes on. */
+int fetch_range(struct blob *blob, uint64_t start, uint64_t end, struct message *message);
+/* Run a job that was taken out of the queue, and free it. By a thread that holds no lock. */
+int job_run(struct job *job, struct message *message);
+/* Give up one that was taken out of the queue: nobody has it claimed any more. */
+void job_abandon(struct job *job);
+
+/* -- pool.c -- */
+int pool_new(uint64_t bytes_max, struct pool **ret_pool);
+/* Gives up what is queued, waits for what is being fetched. */
+void pool_free(struct pool *pool); /* accepts NULL */
+void pool_add(struct pool *pool, struct job *job);
+/* Take this job out of the queue: true when it was still there, and is the caller's now. */
+bool pool_take(struct pool *pool, struct job *job);
+/* Give up all queued jobs of a blob, or (NULL) of all. */
+void pool_cancel(struct pool *pool, const struct blob *blob);
+/* The memory of a job. For fetching ahead: false when there is no room now. */
+bool pool_reserve_ahead(struct pool *pool, uint64_t bytes);
+void pool_reserve(struct pool *pool, uint64_t bytes); /* may wait for other jobs */
+void pool_release(struct pool *pool, uint64_t bytes);
+/* What is reserved now, and the most it ever was. */
+uint64_t pool_bytes(struct pool *pool, uint64_t *ret_peak);
+/* Memory to fetch into, to be given back; zeroed, or used before. */
+struct buffer pool_buffer_take(struct pool *pool);
+void pool_buffer_give(struct pool *pool, struct buffer *buffer);
+
 /* -- evict.c -- */
+/* Is there room for this much to be fetched ahead? Evicts for it, but files in use must not pass
+ * the bound for its sake. */
+bool evict_for_ahead(struct cache *cache, uint64_t bytes);
 /* Called before `bytes` more are written. Evicts at once when the bound would be passed, in the
  * background when it is near. Never fails: referenced blobs may have to pass the bound. */
 void evict_before(struct cache *cache, uint64_t bytes);

@@ -240,12 +240,12 @@ static void test_wrong_kind_or_id_is_refused(void **state)
 static void test_neighbours_are_one_request(void **state)
 {
 	struct fixture *fixture = *state;
-	enum { COUNT = 200, LENGTH = 65536 };
+	enum { COUNT = 300, LENGTH = 65536 };
 	static uint8_t bytes[COUNT][LENGTH], read[COUNT][LENGTH];
 	struct pointer pointers[COUNT];
 	uint8_t *out[COUNT];
 
-	for (unsigned i = 0; i < COUNT; i++) { /* 12.5 MiB: two runs */
+	for (unsigned i = 0; i < COUNT; i++) { /* 18.75 MiB: two runs */
 		fill_random(bytes[i], LENGTH, i);
 		add_chunk(fixture, bytes[i], LENGTH, &pointers[i], NULL);
 	}

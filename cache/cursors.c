@@ -1,0 +1,177 @@
+/*
+ * cursors.c — hides which read goes on from which, and how fast windows grow.
+ *
+ * A window is a multiple of what its cursor has read so far, so it doubles with each window read.
+ * It is asked for when less than half of it is left. Credit bounds what all cursors together may
+ * have fetched in vain to EARN of what was read, plus a first allowance: a reader that jumps finds
+ * its windows small, one that goes on gets all it can use.
+ */
+#include "cache/cursors.h"
+
+#define CREDIT_FIRST ((uint64_t)512 << 10)
+#define CREDIT_START ((uint64_t)4 << 20)      /* for a file read from its first byte */
+#define START_READ_BYTES ((uint64_t)64 << 10) /* by a read that does not just look at a header */
+#define AHEAD_BYTES_MIN ((uint64_t)64 << 10)  /* less is not worth a request */
+#define GAP_BYTES_MAX ((uint64_t)1 << 20)
+#define BACK_BYTES_MAX ((uint64_t)2 << 20) /* the kernel's reads overtake each other by so much */
+#define STEADY_BYTES ((uint64_t)16 << 20)  /* a cursor that went on for so long will go on */
+
+int cursors_new(struct cursors **ret_cursors)
+{
+	struct cursors *cursors = calloc(1, sizeof(*cursors));
+	if (!cursors)
+		return -ERR_NO_MEMORY;
+	cursors->credit = CREDIT_FIRST;
+	*ret_cursors = cursors;
+	return 0;
+}
+
+void cursors_free(struct cursors *cursors)
+{
+	if (cursors)
+		extents_release(&cursors->unread);
+	free(cursors);
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+/* How far the read is from going on where the cursor stands; UINT64_MAX: it does not. */
+static uint64_t distance(const struct cursor *cursor, const struct cursors_read *read)
+{
+	uint64_t length = read->end - read->start;
+	if (read->start >= cursor->at) {
+		uint64_t gap = read->start - cursor->at;
+		/* One read alone proves little: only what follows at once goes on from it. */
+		uint64_t allowed =
+		        cursor->continued ? GAP_BYTES_MAX : smaller(length, GAP_BYTES_MAX);
+		return gap <= allowed || read->start < cursor->ahead ? gap : UINT64_MAX;
+	}
+	uint64_t back = cursor->at - read->start;
+	bool near = cursor->continued
+	                    ? back <= BACK_BYTES_MAX && read->end + BACK_BYTES_MAX > cursor->start
+	                    : read->end == cursor->start || read->start >= cursor->start;
+	return near ? back : UINT64_MAX;
+}
+
+static struct cursor *find(struct cursors *cursors, const struct cursors_read *read)
+{
+	struct cursor *found = NULL;
+	uint64_t least = UINT64_MAX;
+	for (size_t i = 0; i < cursors->count; i++) {
+		uint64_t far = distance(&cursors->items[i], read);
+		if (far < least) {
+			least = far;
+			found = &cursors->items[i];
+		}
+	}
+	return found;
+}
+
+static struct cursor *begin(struct cursors *cursors, const struct cursors_read *read)
+{
+	struct cursor *cursor = &cursors->items[0];
+	if (cursors->count < CURSORS_MAX) {
+		cursor = &cursors->items[cursors->count++];
+	} else {
+		for (size_t i = 1; i < CURSORS_MAX; i++)
+			if (cursors->items[i].used < cursor->used)
+				cursor = &cursors->items[i];
+	}
+	*cursor = (struct cursor){.start = read->start,
+	                          .at = read->end,
+	                          .ahead = read->end,
+	                          .run = read->end - read->start,
+	                          .at_start = read->start == 0};
+	return cursor;
+}
+
+static void go_on(struct cursor *cursor, const struct cursors_read *read)
+{
+	uint64_t length = read->end - read->start;
+	/* Reading the same again is not going on. */
+	if (read->end > cursor->at) {
+		cursor->run += smaller(length, read->end - cursor->at);
+		cursor->at = read->end;
+		cursor->continued = true;
+	} else if (read->start < cursor->start) {
+		cursor->run += smaller(length, cursor->start - read->start);
+		cursor->start = read->start;
+		cursor->at_start = read->start == 0;
+		cursor->continued = true;
+	}
+}
+
+/* Three quarters of what is read may be fetched in vain; the double for who goes on steadily. */
+static uint64_t earn(const struct cursor *cursor, uint64_t bytes)
+{
+	bool steady = cursor->run >= STEADY_BYTES || (cursor->at_start && cursor->continued);
+	return steady ? 2 * bytes : bytes - bytes / 4;
+}
+
+uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
+                      struct extent *ret_ahead)
+{
+	*ret_ahead = (struct extent){0, 0};
+	uint64_t used = 0;
+	if (extents_reserve(&cursors->unread, 1) == 0)
+		used = extents_remove(&cursors->unread, read->start, read->end);
+	struct cursor *cursor = find(cursors, read);
+	if (cursor)
+		go_on(cursor, read);
+	else
+		cursor = begin(cursors, read);
+	cursor->used = ++cursors->clock;
+	bool large_start = cursor->at_start && cursor->run >= START_READ_BYTES;
+	if (large_start && !cursors->started) {
+		cursors->started = true;
+		cursors->credit += CREDIT_START;
+	}
+	cursors->credit += used + earn(cursor, used + read->missing);
+	cursors->credit = smaller(cursors->credit, larger(read->window_max, CREDIT_FIRST));
+	if ((!cursor->continued && !large_start) || !read->window_max)
+		return used;
+
+	uint64_t from = larger(cursor->ahead, cursor->at);
+	uint64_t window = cursor->run * (cursor->at_start ? 4 : 2);
+	window = smaller(larger(window, WINDOW_BYTES_MIN), read->window_max);
+	if (from - cursor->at > window / 2 || from >= read->size)
+		return used;
+	uint64_t length = smaller(cursor->at + window - from, read->size - from);
+	length = smaller(length, cursors->credit);
+	if (length < AHEAD_BYTES_MIN && length < read->size - from)
+		return used;
+	cursors->credit -= length;
+	cursor->ahead = from + length;
+	*ret_ahead = (struct extent){from, from + length};
+	return used;
+}
+
+void cursors_refund(struct cursors *cursors, uint64_t bytes)
+{
+	cursors->credit += bytes;
+}
+
+void cursors_fetching(struct cursors *cursors, uint64_t start, uint64_t end)
+{
+	if (extents_reserve(&cursors->unread, 1) == 0)
+		extents_add(&cursors->unread, start, end);
+}
+
+void cursors_withdraw(struct cursors *cursors, uint64_t start, uint64_t end)
+{
+	if (extents_reserve(&cursors->unread, 1) == 0)
+		cursors->credit += extents_remove(&cursors->unread, start, end);
+	for (size_t i = 0; i < cursors->count; i++) {
+		struct cursor *cursor = &cursors->items[i];
+		if (cursor->ahead > start && cursor->at < end)
+			cursor->ahead = larger(start, cursor->at);
+	}
+}

@@ -284,9 +284,13 @@ static int check_changed(struct committing *committing)
 
 static int fail_conflicts(struct committing *committing, const struct merge_result *merged)
 {
+	const struct commit_options *options = committing->options;
 	struct names names = {0};
-	for (size_t i = 0; i < merged->conflict_count; i++)
+	for (size_t i = 0; i < merged->conflict_count; i++) {
 		names_add(&names, merged->conflicts[i].path);
+		if (options->conflicted)
+			options->conflicted(options->context, merged->conflicts[i].path);
+	}
 	return fail(committing->message, -ERR_CONFLICT,
 	            "%s has moved meanwhile, and these were changed there too: %s; nothing was "
 	            "committed. Keep a copy of yours, `lakectl restore` them, and commit again",
@@ -410,7 +414,12 @@ static int make_left(struct committing *committing)
 	        .tree = committing->built.tree,
 	        .attributes = committing->built.root,
 	};
-	const struct rebase_options moved = {.ground = &ground, .after = committing->shown};
+	const struct rebase_options moved = {
+	        .ground = &ground,
+	        .after = committing->shown,
+	        .collided = committing->options->conflicted,
+	        .context = committing->options->context,
+	};
 	error = rebase_overlay(&moved, &committing->left, &committing->left_root, &collisions,
 	                       committing->message);
 	overlay_discard(committing->trees, overlay, committing->ground.overlay);

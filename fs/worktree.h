@@ -253,6 +253,9 @@ struct commit_options {
 	int wait_ms; /* for files open for writing; then -ERR_BUSY naming them */
 	const struct pointer *second_parent; /* may be NULL */
 	const struct progress *progress;
+	/* Every path that -ERR_CONFLICT is about; may be NULL. */
+	void (*conflicted)(void *context, const char *path);
+	void *context;
 };
 struct commit_result {
 	struct pointer commit;

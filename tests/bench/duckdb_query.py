@@ -6,8 +6,8 @@ import duckdb
 
 QUERIES = (
     "select count(*), avg(delay), max(distance) from {}",
-    "select origin, count(*) flights, avg(delay) late from {} group by origin order by flights desc, origin limit 10",
-    "select date_trunc('day', date) day, sum(distance) from {} where delay > 60 group by day order by day",
+    "select origin, count(*) as flights, avg(delay) from {} group by origin order by flights desc, origin limit 10",
+    "select date_trunc('day', date) as d, sum(distance) from {} where delay > 60 group by d order by d",
 )
 
 if len(sys.argv) == 4:  # SOURCE DIRECTORY FILES: the flights as so many Parquet files

@@ -8,7 +8,7 @@ import time
 
 import s3_versions
 from lake import Failed, Lake
-from s3_peers import PEERS, Rclone, S3fs, curl_best
+from s3_peers import PEERS, Rclone, RcloneSmall, S3fs, curl_best
 from s3_world import REPOSITORY, Gateway, Link, drop_page_cache
 from table import DISK, KIB, MIB, ROOT, figures, row, say, section, size_text, tool
 
@@ -66,8 +66,21 @@ class Place:
         return f"{name}-{'slow' if self.slow else 'fast'}-{self.made}"
 
 
-def median(count, measure):
-    return statistics.median(measure() for _ in range(count))
+def repeated(measure, count=3, enough_s=10):
+    """What `count` measurements gave, or as many as fit into `enough_s`: what is slow varies less."""
+    start, results = time.monotonic(), []
+    while len(results) < count and (not results or time.monotonic() - start < enough_s):
+        results.append(measure())
+    return results
+
+
+def median(measure):
+    return statistics.median(repeated(measure))
+
+
+def medians(runs):
+    """Of measurements of two things at once."""
+    return [statistics.median(run[i] for run in runs) for i in (0, 1)]
 
 
 def against(what, peer, theirs, ours, times=None, text=seconds_text):
@@ -117,10 +130,10 @@ def sequential(place):
     def ours():
         with place.fresh() as lake:
             return tool("read", lake.path("main", "big"), MIB)
-    lake = median(3, ours)
+    lake = median(ours)
     say(f"  lake {lake:.2f} s")
     files, range_mib, width = curl_best(place.endpoint, "peers", "big", BIG, True, drop_page_cache)
-    null, null_mib, null_width = curl_best(place.endpoint, "peers", "big", BIG, False, lambda: None)
+    null, null_mib, null_width = curl_best(place.endpoint, "peers", "big", BIG, False, lambda: None, (4, 8, 16), (8, 16))
     what = f"sequential read of {BIG // MIB} MiB"
     row(f"{what}; curl -Z to files, {width} ranges of {range_mib} MiB at once", megabytes(BIG, files),
         megabytes(BIG, lake), files / lake, ">= 0.80 times", files / lake >= 0.8)
@@ -132,28 +145,39 @@ def sequential(place):
         against("  the same", kind.name, theirs, lake, text=lambda seconds: megabytes(BIG, seconds))
 
 
+RANDOM_READS = {  # what to do, and how often faster than a peer with and without latency
+    "parquet": ("Parquet-like reads", {S3fs: (2, 5), Rclone: (6, 5), RcloneSmall: (None, None)}),
+    "scatter": ("reads anywhere", {S3fs: (None, None), Rclone: (None, None)}),
+}
+
+
+def random_reads_of(place, kind, command):
+    def measure():
+        with place.peer(kind, "peers") as peer:
+            place.counted.reset()
+            return figures(command, peer.path("big"), READS, 1)[0]
+    return statistics.median(repeated(measure, 1 if place.slow else 3)), place.counted.counted()[1]
+
+
 def random_reads(place):
-    for command, what, targets in (
-            ("parquet", "Parquet-like reads", {"s3fs": 5, "rclone": 5} if place.slow else {"s3fs": 2, "rclone": 6}),
-            ("scatter", "  reads anywhere", {})):
-        say(what.strip())
+    for command, (what, peers) in RANDOM_READS.items():
+        say(what)
         def ours(endpoint=None, command=command):
             with place.fresh(endpoint=endpoint) as lake:
                 place.counted.reset()
                 return figures(command, lake.path("main", "big"), READS, 1)
-        runs = [ours() for _ in range(3)]
+        runs = repeated(ours)
         if not place.slow:
             ours(place.counted.endpoint)
         fetched = place.counted.counted()[1]
         lake, size = statistics.median(run[0] for run in runs), runs[0][1]
-        for kind in PEERS:
-            def theirs(kind=kind, command=command):
-                with place.peer(kind, "peers") as peer:
-                    return figures(command, peer.path("big"), READS, 1)[0]
-            against(f"{what}, {READS} of 64 to 256 KiB", kind.name, median(1 if place.slow else 3, theirs), lake,
-                    targets.get(kind.name))
-        row(f"  {what.strip()}: bytes read; fetched", size_text(size), size_text(fetched), fetched / size,
-            "<= 2.50 times" if targets else "", fetched <= 2.5 * size if targets else None)
+        for kind, times in peers.items():
+            theirs, peer_fetched = random_reads_of(place, kind, command)
+            note = f" (fetched {peer_fetched / size:.1f} times as much)" if place.slow else ""
+            against(f"{what}, {READS} of 64 to 256 KiB", kind.name + note, theirs, lake, times[place.slow])
+        target = command == "parquet"
+        row(f"  {what}: bytes read; fetched", size_text(size), size_text(fetched), fetched / size,
+            "<= 2.50 times" if target else "", fetched <= 2.5 * size if target else None)
 
 
 def query_program():
@@ -182,9 +206,7 @@ def duckdb(place):
     def ours():
         with place.fresh() as lake:
             return queries(lake.path("main", "flights"))
-    def middle(runs):
-        return [statistics.median(run[i] for run in runs) for i in (0, 1)]
-    disk, lake = middle([native() for _ in range(3)]), middle([ours() for _ in range(3)])
+    disk, lake = medians(repeated(native)), medians(repeated(ours))
     row(f"DuckDB, 3 aggregates over {FLIGHTS} Parquet files; ext4", seconds_text(disk[0]), seconds_text(lake[0]),
         lake[0] / disk[0], "<= 1.50 times as long", lake[0] <= 1.5 * disk[0])
     row("  within the queries, without the processes' start", seconds_text(disk[1]), seconds_text(lake[1]),
@@ -207,18 +229,17 @@ def each_text(count):
 
 
 def small_files_lake(place, total):
-    writes, reads = [], []
-    for _ in range(3):
+    def measure():
         prefix = place.unused("small")
         with place.lake(prefix, new=True) as lake:
             start = time.perf_counter()
             tool("make", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 1, 7)
             lake.call("commit", branch="main", message="small files")
-            writes.append(time.perf_counter() - start)
+            write = time.perf_counter() - start
         shutil.rmtree(lake.directory)
         with place.fresh(prefix) as lake:
-            reads.append(tool("readback", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 7))
-    return statistics.median(writes), statistics.median(reads)
+            return write, tool("readback", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 7)
+    return medians(repeated(measure))
 
 
 def small_files_peer(place, kind, total):
@@ -264,7 +285,7 @@ def append(place):
             if os.stat(path).st_size != size + MIB:
                 raise Failed("the append is not there")
             return seconds
-    cold, warm = median(3, lambda: ours(False)), median(1, lambda: ours(True))
+    cold, warm = median(lambda: ours(False)), median(lambda: ours(True))
     for kind in PEERS:
         with place.peer(kind, "peers") as peer:
             before = place.gateway.sizes("peers", "base")["base"]
@@ -300,9 +321,9 @@ def rename(place, total=1000):
             os.rename(lake.path(branch, "d0000"), lake.path(branch, "renamed"))
             lake.call("commit", branch=branch, message="renamed")
             return time.perf_counter() - start
-    lake = median(3, ours)
+    lake = median(ours)
     for kind in PEERS:
-        count = 200 if place.slow else total
+        count = 100 if place.slow else total
         theirs = rename_peer(place, kind, count) * total / count
         note = kind.name + (f" (with {count})" if count != total else "")
         against(f"rename a directory of {total:,} files until durable", note, theirs, lake, 20)

@@ -138,7 +138,7 @@ class Link(proxy.Proxy):
         gone(self.process)
 
     def counted(self):
-        """Requests by kind since the last reset, and how many bytes of packs came back."""
+        """Requests by kind since the last reset, and how many bytes of objects came back."""
         kinds = self.stats()["kinds"]
         return ({kind: figures["requests"] for kind, figures in kinds.items() if figures["requests"]},
-                kinds.get("GET packs", {}).get("down_bytes", 0))
+                sum(figures["down_bytes"] for kind, figures in kinds.items() if kind.startswith("GET")))

@@ -90,13 +90,17 @@ for group in "$@"; do
 		;;
 	ceph) # a real S3 engine, and two that must be refused
 		debian radosgw ceph-mon ceph-osd ceph-common curl python3 python3-venv
+		debian faketime || true
 		command -v npm >/dev/null || debian npm
 		# Newer ones know If-Match, though not atomically.
 		have_python "moto.server, moto; assert moto.__version__ == '5.0.28'" || python 'moto[server,s3]==5.0.28'
 		node s3rver
 		;;
 	bench)
-		debian python3 python3-venv btrfs-progs
+		debian python3 python3-venv btrfs-progs curl s3fs rclone radosgw ceph-mon ceph-osd ceph-common
+		command -v npm >/dev/null || debian npm
+		have_python duckdb || python duckdb
+		node vega-datasets
 		;;
 	*)
 		echo "install.sh: no group $group" >&2

@@ -78,6 +78,7 @@ struct s3_answer {
 	struct http_response http;
 	struct s3_error error; /* what an error body says */
 	char access_key[160];  /* that signed it */
+	int64_t took_ms;
 	uint64_t resumed; /* bytes of `into` that earlier, cut answers brought; this one goes on */
 };
 void s3_answer_release(struct s3_answer *answer); /* accepts zeroed */

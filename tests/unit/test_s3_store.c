@@ -620,20 +620,71 @@ static void test_put_is_repeated(void **state)
 	       "</InitiateMultipartUploadResult>", \
 	       "87")
 
+/* Index of the request with these words; they may come in any order. */
+static int asked_at(const char *words)
+{
+	for (int i = 0; i < server.request_count; i++)
+		if (strstr(server.requests[i], words) != NULL)
+			return i;
+	fail_msg("nobody asked '%s'", words);
+	return -1;
+}
+
+#define PART(etag) ANSWER("200 OK", "ETag: \"" etag "\"\r\n", "", "0")
+
+/* Parts are sent beside each other; what puts them together names them in their order. */
+static void test_parts_keep_their_order(void **state)
+{
+	static const char *const script[] = {
+	        BEGUN,
+	        PART("t1"),
+	        PART("t2"),
+	        PART("t3"),
+	        PART("t4"),
+	        PART("t5"),
+	        ANSWER("200 OK", "",
+	               "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>", "63"),
+	        ANSWER("200 OK", "", "", "67108865")};
+	size_t length = S3_SINGLE_PUT_BYTES_MAX + 1;
+	char words[96];
+	void *bytes = calloc(1, length);
+	PLAY(script);
+	if (object_put(store, "a", bytes, length, &message) < 0)
+		fail_msg("%s", message.text);
+	assert_int_equal(server.request_count, 8); /* the last looks whether it is all there */
+	for (int i = 1; i <= 5; i++) {
+		snprintf(words, sizeof(words), "PUT /lake/pre/a?partNumber=%d&", i);
+		int at = asked_at(words);
+		snprintf(words, sizeof(words),
+		         "<Part><PartNumber>%d</PartNumber><ETag>\"t%d\"</ETag></Part>%s", i, at,
+		         i == 5 ? "</CompleteMultipartUpload>" : "<Part>");
+		expect_asked(6, words);
+	}
+	expect_asked(asked_at("partNumber=5&"), "Content-Length: 1\r\n");
+	stop();
+	free(bytes);
+}
+
 static void test_parts_are_aborted(void **state)
 {
-	static const char *const script[] = {BEGUN, GOOD("", "0"), ERROR("403 No", "AccessDenied"),
-	                                     "HTTP/1.1 204 No Content\r\n\r\n"};
+	static const char *const script[] = {BEGUN,
+	                                     PART("t1"),
+	                                     ERROR("403 No", "AccessDenied"),
+	                                     ERROR("403 No", "AccessDenied"),
+	                                     ERROR("403 No", "AccessDenied"),
+	                                     ERROR("403 No", "AccessDenied"),
+	                                     ERROR("403 No", "AccessDenied")};
 	size_t length = S3_SINGLE_PUT_BYTES_MAX + 1;
 	void *bytes = calloc(1, length);
 	PLAY(script);
 	assert_int_equal(object_put(store, "a", bytes, length, &message), -ERR_STORE_AWAY);
 	expect_words("no permission");
-	assert_int_equal(server.request_count, 4);
 	expect_asked(0, "POST /lake/pre/a?uploads= ");
-	expect_asked(1, "PUT /lake/pre/a?partNumber=1&uploadId=i%2Fd ");
-	expect_asked(2, "PUT /lake/pre/a?partNumber=2&uploadId=i%2Fd ");
-	expect_asked(3, "DELETE /lake/pre/a?uploadId=i%2Fd ");
+	asked_at("PUT /lake/pre/a?partNumber=1&uploadId=i%2Fd ");
+	/* Last, when nothing is under way that could add to it. */
+	expect_asked(server.request_count - 1, "DELETE /lake/pre/a?uploadId=i%2Fd ");
+	for (int i = 0; i < server.request_count; i++)
+		assert_null(strstr(server.requests[i], "POST /lake/pre/a?uploadId="));
 	stop();
 	free(bytes);
 }
@@ -643,9 +694,11 @@ static void test_completion_may_fail_late(void **state)
 {
 	static const char *const script[] = {
 	        BEGUN,
-	        GOOD("", "0"),
-	        GOOD("", "0"),
-	        GOOD("", "0"),
+	        PART("e1"),
+	        PART("e1"),
+	        PART("e1"),
+	        PART("e1"),
+	        PART("e1"),
 	        ANSWER("200 OK", "", "  <Error><Code>InternalError</Code></Error>", "43"),
 	        "HTTP/1.1 204 No Content\r\n\r\n"};
 	size_t length = S3_SINGLE_PUT_BYTES_MAX + 1;
@@ -653,9 +706,35 @@ static void test_completion_may_fail_late(void **state)
 	PLAY(script);
 	assert_int_equal(object_put(store, "a", bytes, length, &message), -ERR_STORE_AWAY);
 	expect_words("InternalError");
-	expect_asked(4, "<Part><PartNumber>3</PartNumber><ETag>\"e1\"</ETag></Part>"
-	                "</CompleteMultipartUpload>");
-	expect_asked(5, "DELETE ");
+	expect_asked(7, "DELETE ");
+	stop();
+	free(bytes);
+}
+
+/* A pack goes whole where a single stream is quick, and in parts where it is not. */
+static void test_slow_puts_go_in_parts(void **state)
+{
+	static const char *const script[] = {
+	        PART("e1"),
+	        BEGUN,
+	        PART("e1"),
+	        PART("e1"),
+	        ANSWER("200 OK", "",
+	               "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>", "63"),
+	        ANSWER("200 OK", "", "", "33554432")};
+	size_t length = 2 * S3_PART_BYTES;
+	struct object_stats stats;
+	void *bytes = calloc(1, length);
+	PLAY(script);
+	assert_int_equal(object_put(store, "a", bytes, length, &message), 0);
+	assert_int_equal(server.request_count, 1);
+	struct s3 *s3 = (struct s3 *)store;
+	assert_true(s3->learned.write_bytes_per_ms > 0);
+	s3->learned.write_bytes_per_ms = 10 << 10;
+	assert_int_equal(object_put(store, "a", bytes, length, &message), 0);
+	object_stats(store, &stats);
+	assert_int_equal(stats.requests[OBJECT_PUT], 1);
+	assert_int_equal(stats.requests[OBJECT_MULTIPART], 5);
 	stop();
 	free(bytes);
 }
@@ -883,7 +962,9 @@ int main(void)
 	        ONE(test_never_connected_is_no_doubt),
 	        ONE(test_no_handshake),
 	        ONE(test_put_is_repeated),
+	        ONE(test_parts_keep_their_order),
 	        ONE(test_parts_are_aborted),
+	        ONE(test_slow_puts_go_in_parts),
 	        ONE(test_completion_may_fail_late),
 	        ONE(test_remove_many),
 	        ONE(test_list_pages),

@@ -57,7 +57,7 @@ static void reply_commit_result(cJSON *reply, const struct worktree *worktree,
 static int kept(struct message *message, int error)
 {
 	struct message why = *message;
-	return fail(message, error, "%s; your changes are kept: commit again when it answers",
+	return fail(message, error, "%s; your changes are kept: commit again later",
 	            why.text[0] ? why.text : error_text(error));
 }
 

@@ -273,7 +273,7 @@ def away(proxy, url, direct, reference, kind):
                 refusal, took = timed(refused, host, "commit", "main", "-m", f"during {kind}")
                 tell(f"{took:.1f} s: {refusal}")
                 assert took < 3 * AGAIN_S, took
-                assert refusal.code == 1 and "your changes are kept: commit again when it answers" in str(refusal)
+                assert refusal.code == 1 and "your changes are kept: commit again later" in str(refusal)
             with tests.case(f"{kind}: nothing is lost"):
                 assert (main / "before2").read_text() == "uncommitted" and (main / "during").read_text() == "more"
                 assert {c["path"] for c in host.ctl("status", "main")["changes"]} == {"before2", "during"}

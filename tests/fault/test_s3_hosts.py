@@ -83,14 +83,14 @@ def branches_in_use(host, count):
 def idle(s3):
     """What a mount that nobody uses asks of the store."""
     with s3.hosts(1) as (host,):
-        for count in (1, 7, 8, 100):
+        for count in (1, 8, 100):
             names = branches_in_use(host, count)
             for name in names:
                 if not (host / name).exists():
                     host.ctl("branch", "create", name, "main")
                 (host / name).stat()
             time.sleep(2.2)  # looks are behind it
-            rounds = 5
+            rounds = 4
             mark = s3.ledger.mark()
             time.sleep(rounds)
             until(lambda m=mark: host.requests(m), 30)  # a machine that is busy elsewhere

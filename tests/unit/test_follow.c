@@ -369,15 +369,67 @@ static void test_a_loser_stores_content_once(void **state)
 	check(put_bytes(there, "large", bytes, size, 0, true));
 	races = 20; /* more than any count of tries would stand */
 	size_t before = spy.pack_bytes;
+	unsigned gets = spy.gets;
 	spy.before_move = win_the_race;
 	check(commit(there));
 	size_t stored = spy.pack_bytes - before;
 	assert_int_equal(spy.ref_puts, 41);
+	/* One for each attempt on both hosts, for to know that one is lost is to know the new
+	 * head; and one of the test's own for each of the other's commits. */
+	assert_int_equal(spy.gets - gets, 41 + 20);
 	print_message("20 lost races: %zu bytes stored for %zu\n", stored, size);
 	assert_true(stored < size + (512 << 10));
 	check(worktree_refresh(here, message));
 	assert_file(&a, here, "race20", "a");
 	assert_file(&a, here, "race1", "a");
+}
+
+static int64_t waited(void (*wait)(void *), void *argument)
+{
+	int64_t before = clock_monotonic_ms();
+	wait(argument);
+	return clock_monotonic_ms() - before;
+}
+
+static void enter_contention(void *contention)
+{
+	contention_enter(contention);
+}
+
+static void lose_quickly(void *contender)
+{
+	contention_lost(contender, 1);
+}
+
+static void test_winners_wait_for_losers(void **state)
+{
+	struct contention contention = {0};
+	assert_true(waited(enter_contention, &contention) < 100);
+	struct contender loser = {.contention = &contention};
+	int64_t limit_ms = 0;
+	for (int i = 0; i < 10; i++) {
+		waited(lose_quickly, &loser);
+		assert_true(contention.limit_ms >= limit_ms);
+		limit_ms = contention.limit_ms;
+	}
+	/* in units of an attempt, which the store's speed and not the number of rounds decides */
+	assert_true(limit_ms >= 50 && limit_ms <= 200);
+	contention_won(&loser);
+	assert_true(contention.limit_ms > 0 && contention.limit_ms <= limit_ms / 2);
+	struct contender next = {.contention = &contention};
+	limit_ms = contention.limit_ms;
+	contention_won(&next); /* nobody was there: less */
+	assert_true(contention.limit_ms <= limit_ms / 4);
+	/* who loses all the time is let through: he waits, but hardly */
+	struct contender unlucky = {.contention = &contention, .lost = 100, .attempt_ms = 5};
+	int64_t total_ms = 0;
+	for (int i = 0; i < 10; i++)
+		total_ms += waited(lose_quickly, &unlucky);
+	assert_true(total_ms < 200);
+	/* what was is forgotten */
+	contention =
+	        (struct contention){.limit_ms = 1000000, .last_ms = clock_monotonic_ms() - 5000000};
+	assert_true(waited(enter_contention, &contention) < 100);
 }
 
 /* -- the follower -- */
@@ -553,6 +605,7 @@ int main(void)
 	        FOLLOW(test_an_old_answer_is_not_believed),
 	        FOLLOW(test_changes_made_while_it_looks),
 	        FOLLOW(test_a_loser_stores_content_once),
+	        cmocka_unit_test(test_winners_wait_for_losers),
 	        FOLLOW(test_follower_asks_cheaply),
 	        FOLLOW(test_follower_lists_many),
 	        FOLLOW(test_follower_while_the_store_is_away),

@@ -314,6 +314,11 @@ static void note_moved(void *context, const char *branch, const struct pointer *
 	moved->after = *after;
 }
 
+static void note_conflicted(void *context, const char *path)
+{
+	names_add(context, path);
+}
+
 static void test_commit__rebased(void **state)
 {
 	struct fixture a, b;
@@ -349,8 +354,12 @@ static void test_commit__rebased(void **state)
 	check(put(there, "shared", "b"));
 	check(put(there, "other", "b"));
 	check(commit(here));
+	struct names conflicts = {0};
+	options.conflicted = note_conflicted;
+	options.context = &conflicts;
 	assert_int_equal(worktree_commit(there, &options, &result, &said), -ERR_CONFLICT);
 	assert_non_null(strstr(said.text, "shared"));
+	assert_string_equal(names_text(&conflicts), "shared");
 	assert_file(&b, there, "shared", "b");
 	assert_changes(there, "added other\nmodified shared\n");
 	/* the same change on both sides is none */
@@ -392,7 +401,11 @@ static void test_commit__paths_rebased(void **state)
 	check(put(here, "later", "other"));
 	check(commit(here));
 	check(put(there, "now", "11"));
+	struct names conflicts = {0};
+	options.conflicted = note_conflicted;
+	options.context = &conflicts;
 	assert_int_equal(worktree_commit(there, &options, &result, NULL), -ERR_CONFLICT);
+	assert_string_equal(names_text(&conflicts), "later");
 	assert_changes(there, "added later\nmodified now\n");
 	worktree_unref(here);
 	worktree_unref(there);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "fs/command.h"
+#include "fs/fuse_loop.h"
 
 #define THREADS_DEFAULT 32 /* made on demand; some may wait for the store */
 #define READ_AHEAD_KIB 1024
@@ -277,20 +278,13 @@ int mount_new(struct lake *lake, const struct mount_options *options, struct mou
 
 int mount_run(struct mount *mount, struct message *message)
 {
-	struct fuse_loop_config *config = fuse_loop_cfg_create();
-	if (!config)
-		return -ERR_NO_MEMORY;
-	fuse_loop_cfg_set_max_threads(config, mount->threads);
-	if (fuse_set_signal_handlers(mount->session) != 0) {
-		fuse_loop_cfg_destroy(config);
+	if (fuse_set_signal_handlers(mount->session) != 0)
 		return fail(message, -ERR_UNSUPPORTED, "cannot install signal handlers");
-	}
 	mount->runner = pthread_self();
 	mount->running = true;
-	int result = mount->stopping ? 0 : fuse_session_loop_mt(mount->session, config);
+	int result = mount->stopping ? 0 : loop_run(mount->session, mount->threads);
 	mount->running = false;
 	fuse_remove_signal_handlers(mount->session);
-	fuse_loop_cfg_destroy(config);
 	if (result < 0)
 		return fail(message, error_system(-result), "the FUSE session ended: %s",
 		            strerror(-result));
@@ -300,7 +294,7 @@ int mount_run(struct mount *mount, struct message *message)
 void mount_stop(struct mount *mount)
 {
 	mount->stopping = true;
-	/* libfuse's handler ends the session and the loop's wait. */
+	/* libfuse's handler makes the session exit, and the signal wakes the loop. */
 	if (mount->running)
 		pthread_kill(mount->runner, SIGTERM);
 }

@@ -1,0 +1,422 @@
+/*
+ * Hides which thread serves a request, and when another one has to.
+ *
+ * A worker is seated (reads, or is in a handler and reads again afterwards), at work without a
+ * seat (its handler took long), or idle. A seat that becomes free goes to the idle worker that
+ * was active last, or to a new one; when all are at work it stays free, and whoever is done first
+ * takes it.
+ *
+ * The watcher finds seated workers whose handler takes long. It sleeps while nothing is served; the
+ * first request after that sets its timer, which wakes nobody then and there.
+ */
+#include "fs/fuse_loop.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fs/fuse_internal.h"
+
+#define TICK_NS 500000    /* a handler seen at two ticks in a row takes long */
+#define IDLE_END_S 10     /* idle workers end after it, but for the first */
+#define SAMPLE_REQUESTS 8 /* after so many: does the next one wait already? */
+#define WINDOW_SAMPLES 8  /* samples to decide by */
+#define WINDOW_CROWDED 7  /* so many of them found one, in two windows in a row: a seat more */
+#define WINDOW_QUIET 3    /* at most so many: a seat less */
+
+struct worker {
+	struct loop *loop;
+	pthread_t thread;
+	struct fuse_buf buffer;
+	atomic_bool seated;       /* written under the loop's lock */
+	_Atomic(uint64_t) serial; /* odd: in a handler */
+	uint64_t serial_watched;  /* the watcher's */
+	bool ended;               /* guarded by the loop's lock, as what follows */
+	pthread_cond_t wake;
+	struct worker *next, *next_idle;
+	/* its own: */
+	unsigned requests, samples, waiting;
+	bool crowded; /* the last window */
+};
+struct loop {
+	struct fuse_session *session;
+	unsigned threads_max, seats_max;
+	pthread_mutex_t lock; /* guards the workers' lists and states; innermost */
+	struct worker *workers, *idle;
+	unsigned threads, seats;
+	bool ending;
+	int problem; /* a negative errno of reading */
+	int exit_fd; /* an eventfd: the session exited */
+	/* The watcher is awake or its timer is set; else a worker has to set it. */
+	atomic_bool watched;
+	atomic_bool watcher_ends;
+	int timer_fd;
+	pthread_t watcher;
+};
+
+static _Thread_local struct worker *self;
+
+/* -- seats; all under the lock -- */
+
+static void *work(void *context);
+
+static void worker_free(struct worker *worker)
+{
+	pthread_join(worker->thread, NULL);
+	free(worker->buffer.mem);
+	pthread_cond_destroy(&worker->wake);
+	free(worker);
+}
+
+/* Those that ended have only to leave: joining them takes no time. */
+static void free_ended(struct loop *loop)
+{
+	for (struct worker **at = &loop->workers, *worker; (worker = *at);) {
+		if (!worker->ended) {
+			at = &worker->next;
+			continue;
+		}
+		*at = worker->next;
+		worker_free(worker);
+	}
+}
+
+/* Signals are the main thread's business. */
+static int start_thread(pthread_t *ret_thread, void *(*run)(void *), void *context)
+{
+	sigset_t all, before;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	int problem = pthread_create(ret_thread, NULL, run, context);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return -problem;
+}
+
+static int add_worker(struct loop *loop)
+{
+	struct worker *worker = calloc(1, sizeof(*worker));
+	if (!worker)
+		return -ENOMEM;
+	worker->loop = loop;
+	worker->seated = true;
+	pthread_condattr_t monotonic;
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&worker->wake, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+	int result = start_thread(&worker->thread, work, worker);
+	if (result < 0) {
+		pthread_cond_destroy(&worker->wake);
+		free(worker);
+		return result;
+	}
+	worker->next = loop->workers;
+	loop->workers = worker;
+	loop->threads++;
+	loop->seats++;
+	return 0;
+}
+
+/* Should no thread be had, the seat goes to whoever is done first. */
+static void fill_seat(struct loop *loop)
+{
+	struct worker *worker = loop->idle;
+	if (loop->ending)
+		return;
+	if (worker) {
+		loop->idle = worker->next_idle;
+		loop->seats++;
+		worker->seated = true;
+		pthread_cond_signal(&worker->wake);
+	} else if (loop->threads < loop->threads_max) {
+		add_worker(loop);
+	}
+}
+
+static void leave_seat(struct worker *worker)
+{
+	worker->seated = false;
+	worker->loop->seats--;
+}
+
+static void idle_remove(struct loop *loop, struct worker *worker)
+{
+	struct worker **at = &loop->idle;
+	while (*at != worker)
+		at = &(*at)->next_idle;
+	*at = worker->next_idle;
+}
+
+/* Until there is a seat: true; or nothing to do for long: false. The lowest of the stack stays for
+ * ever, so that a seat given away seldom has to wait for a new thread. */
+static bool wait_for_seat(struct worker *worker)
+{
+	struct loop *loop = worker->loop;
+	struct timespec until;
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += IDLE_END_S;
+	if (!loop->ending)
+		free_ended(loop);
+	worker->next_idle = loop->idle;
+	loop->idle = worker;
+	bool last = !worker->next_idle, late = false;
+	while (!worker->seated && !loop->ending && !late) {
+		if (last)
+			pthread_cond_wait(&worker->wake, &loop->lock);
+		else
+			late = pthread_cond_timedwait(&worker->wake, &loop->lock, &until) ==
+			       ETIMEDOUT;
+	}
+	if (worker->seated)
+		return true;
+	idle_remove(loop, worker);
+	return false;
+}
+
+/* -- workers -- */
+
+/* Back from a handler that took long. */
+static bool sit_down(struct worker *worker)
+{
+	struct loop *loop = worker->loop;
+	pthread_mutex_lock(&loop->lock);
+	if (!worker->seated && !loop->ending && loop->seats == 0) {
+		worker->seated = true;
+		loop->seats++;
+	}
+	bool seated = worker->seated || wait_for_seat(worker);
+	if (!seated) {
+		worker->ended = true;
+		loop->threads--;
+	}
+	pthread_mutex_unlock(&loop->lock);
+	worker->samples = worker->waiting = 0;
+	worker->crowded = false;
+	return seated;
+}
+
+/* Adapt the number of seats to how often a request has to wait for a thread. */
+static void sample(struct worker *worker)
+{
+	struct loop *loop = worker->loop;
+	struct pollfd device = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
+	worker->requests = 0;
+	worker->waiting += poll(&device, 1, 0) > 0;
+	if (++worker->samples < WINDOW_SAMPLES)
+		return;
+	bool crowded = worker->waiting >= WINDOW_CROWDED, quiet = worker->waiting <= WINDOW_QUIET;
+	bool more = crowded && worker->crowded;
+	worker->crowded = crowded && !more;
+	worker->samples = worker->waiting = 0;
+	if (!more && !quiet)
+		return;
+	pthread_mutex_lock(&loop->lock);
+	if (more && loop->seats < loop->seats_max)
+		fill_seat(loop);
+	else if (quiet && loop->seats > 1 && worker->seated)
+		leave_seat(worker);
+	pthread_mutex_unlock(&loop->lock);
+}
+
+static void start_watcher(struct loop *loop)
+{
+	const struct itimerspec soon = {.it_value.tv_nsec = TICK_NS};
+	if (!atomic_exchange(&loop->watched, true))
+		timerfd_settime(loop->timer_fd, 0, &soon, NULL);
+}
+
+static void serve(struct worker *worker)
+{
+	struct loop *loop = worker->loop;
+	/* In this order, and the watcher the other way round: one of us sees the other. */
+	atomic_fetch_add(&worker->serial, 1);
+	if (!atomic_load(&loop->watched))
+		start_watcher(loop);
+	fuse_session_process_buf(loop->session, &worker->buffer);
+	atomic_fetch_add_explicit(&worker->serial, 1, memory_order_release);
+	if (worker->seated && ++worker->requests >= SAMPLE_REQUESTS)
+		sample(worker);
+}
+
+/* Cancelled only in here. */
+static int receive(struct worker *worker)
+{
+	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
+	int got = fuse_session_receive_buf(worker->loop->session, &worker->buffer);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	return got;
+}
+
+static void session_ended(struct loop *loop, int problem)
+{
+	const uint64_t one = 1;
+	fuse_session_exit(loop->session);
+	pthread_mutex_lock(&loop->lock);
+	if (loop->problem == 0)
+		loop->problem = problem;
+	pthread_mutex_unlock(&loop->lock);
+	if (write(loop->exit_fd, &one, sizeof(one)) < 0)
+		abort(); /* an eventfd takes 2^64 - 2 of them */
+}
+
+static void *work(void *context)
+{
+	struct worker *worker = context;
+	struct loop *loop = worker->loop;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	self = worker;
+	while (!fuse_session_exited(loop->session)) {
+		int got = receive(worker);
+		if (got == -EINTR || got == -EAGAIN)
+			continue;
+		if (got <= 0) {
+			session_ended(loop, got);
+			break;
+		}
+		serve(worker);
+		if (!worker->seated && !sit_down(worker))
+			break;
+	}
+	return NULL;
+}
+
+void loop_about_to_block(void)
+{
+	struct worker *worker = self;
+	if (!worker || !worker->seated)
+		return;
+	pthread_mutex_lock(&worker->loop->lock);
+	if (worker->seated) {
+		leave_seat(worker);
+		fill_seat(worker->loop);
+	}
+	pthread_mutex_unlock(&worker->loop->lock);
+}
+
+/* -- the watcher -- */
+
+/* Take the seats of those who are slow. Is anybody at work? */
+static bool watch_seats(struct loop *loop)
+{
+	bool active = false;
+	pthread_mutex_lock(&loop->lock);
+	for (struct worker *worker = loop->workers, *next; worker; worker = next) {
+		next = worker->next; /* filling a seat adds and frees others */
+		uint64_t serial = worker->serial;
+		bool moved = serial != worker->serial_watched;
+		worker->serial_watched = serial;
+		if (!worker->seated || (!moved && !(serial & 1)))
+			continue;
+		active = true;
+		if (!moved) {
+			leave_seat(worker);
+			fill_seat(loop);
+		}
+	}
+	pthread_mutex_unlock(&loop->lock);
+	return active;
+}
+
+static void *watch(void *context)
+{
+	struct loop *loop = context;
+	const struct timespec tick = {.tv_nsec = TICK_NS};
+	uint64_t expired;
+	while (!loop->watcher_ends) {
+		if (watch_seats(loop)) {
+			atomic_store(&loop->watched, true);
+			nanosleep(&tick, NULL);
+			continue;
+		}
+		if (atomic_exchange(&loop->watched, false))
+			continue; /* look once more: somebody may have relied on us */
+		if (read(loop->timer_fd, &expired, sizeof(expired)) < 0 && errno != EINTR)
+			break;
+	}
+	return NULL;
+}
+
+/* -- the loop -- */
+
+static int loop_open(struct loop *loop)
+{
+	cpu_set_t processors;
+	loop->seats_max = 1;
+	if (sched_getaffinity(0, sizeof(processors), &processors) == 0)
+		loop->seats_max = (unsigned)CPU_COUNT(&processors);
+	pthread_mutex_init(&loop->lock, NULL);
+	loop->exit_fd = eventfd(0, EFD_CLOEXEC);
+	loop->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+	return loop->exit_fd < 0 || loop->timer_fd < 0 ? -errno : 0;
+}
+
+static void loop_close(struct loop *loop)
+{
+	close_descriptor(&loop->exit_fd);
+	close_descriptor(&loop->timer_fd);
+	pthread_mutex_destroy(&loop->lock);
+}
+
+/* A signal's handler makes the session exit. It runs in ppoll alone, so none comes too early. */
+static void wait_for_exit(struct loop *loop)
+{
+	struct pollfd ended = {.fd = loop->exit_fd, .events = POLLIN};
+	sigset_t all, before;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	while (!fuse_session_exited(loop->session))
+		ppoll(&ended, 1, NULL, &before);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void end_workers(struct loop *loop)
+{
+	pthread_mutex_lock(&loop->lock);
+	loop->ending = true;
+	for (struct worker *worker = loop->workers; worker; worker = worker->next) {
+		pthread_cancel(worker->thread);
+		pthread_cond_signal(&worker->wake);
+	}
+	pthread_mutex_unlock(&loop->lock);
+	for (struct worker *worker = loop->workers, *next; worker; worker = next) {
+		next = worker->next;
+		worker_free(worker);
+	}
+}
+
+static void end_watcher(struct loop *loop)
+{
+	const struct itimerspec now = {.it_value.tv_nsec = 1};
+	loop->watcher_ends = true;
+	timerfd_settime(loop->timer_fd, 0, &now, NULL);
+	pthread_join(loop->watcher, NULL);
+}
+
+int loop_run(struct fuse_session *session, unsigned threads_max)
+{
+	struct loop loop = {.session = session, .threads_max = threads_max};
+	int result = loop_open(&loop);
+	if (result == 0)
+		result = start_thread(&loop.watcher, watch, &loop);
+	if (result == 0) {
+		pthread_mutex_lock(&loop.lock);
+		result = add_worker(&loop);
+		pthread_mutex_unlock(&loop.lock);
+		if (result == 0)
+			wait_for_exit(&loop);
+		end_workers(&loop);
+		end_watcher(&loop);
+		result = result < 0 ? result : loop.problem;
+	}
+	loop_close(&loop);
+	return result;
+}

@@ -105,6 +105,8 @@ struct object_ops {
 	int (*probe)(struct object_store *store, char **ret_url, struct message *message);
 	/* Set by a backend that fills object_store.counters itself; calls are counted otherwise. */
 	bool counts;
+	/* A request is a round trip: fetching more than was asked for, to save one, pays. */
+	bool distant;
 };
 struct object_store {
 	const struct object_ops *ops;

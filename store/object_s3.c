@@ -387,7 +387,8 @@ static const struct object_ops s3_ops = {.get = s3_get,
                                          .get_if_changed = s3_get_if_changed,
                                          .remove_many = s3_remove_many,
                                          .probe = s3_probe_store,
-                                         .counts = true};
+                                         .counts = true,
+                                         .distant = true};
 
 /* Host and path as they are sent; both are signed, so they must be exactly what curl sends. */
 static int compose_base(struct s3 *s3)

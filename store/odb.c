@@ -1,19 +1,18 @@
 /*
  * odb — hides where a record's bytes come from: the cache of decoded records, a pack still in
- * memory, or a range of a stored object; and the index that deduplication asks.
+ * memory, a window of a stored pack, or a range of its own.
  */
 #include <assert.h>
 #include <stdio.h>
 
-#include "store/condemned.h"
+#include "store/chunker.h"
+#include "store/odb_index.h"
 #include "store/pack.h"
+#include "store/pack_window.h"
 
-#define LOOK_AGAIN_MS (10 * 60 * 1000) /* well below any grace period of gc */
 #define CACHE_BYTES_DEFAULT (64u << 20)
+#define WINDOW_BYTES_DEFAULT (64u << 20)
 #define LEVEL_DEFAULT 1
-/* kv promises room for transactions of a quarter of its map; every random key may cost a page. */
-#define INDEX_BATCH 2000
-#define INDEX_TABLE 0
 
 const struct pointer pointer_none;
 
@@ -35,15 +34,10 @@ struct cached {
 	uint8_t raw[];
 };
 
-struct present {
-	uint8_t pack[PACK_ID_BYTES];
-	UT_hash_handle hh;
-	int64_t due_ms; /* monotonic: when to look again */
-};
-
 struct odb {
 	struct object_store *store;
-	struct kv *index; /* or NULL */
+	struct index *index;     /* or NULL */
+	struct windows *windows; /* or NULL: reading exactly what is asked for is as quick */
 	int level;
 	size_t cache_bytes_max;
 	/* Guards all below: short, never held across I/O. After a packer's lock. */
@@ -51,48 +45,53 @@ struct odb {
 	struct cached *cache;  /* by id and place */
 	struct cached *recent; /* least recently used first */
 	size_t cache_bytes;
-	struct pack *packs;              /* in memory, by pack id */
-	struct present *present;         /* packs known to have been in the store a while ago */
-	struct condemned_list condemned; /* packs not to rely on any more */
-	bool condemned_known;            /* and whether that list could be read */
-	int64_t condemned_due_ms;        /* monotonic: when to read it again; 0: now */
+	struct pack *packs; /* in memory, by pack id */
 	uint64_t reads, read_bytes, cache_hits, cache_misses;
 };
 
-int odb_new(struct object_store *store, const struct odb_options *options, struct odb **ret_odb)
+static void odb_release(struct odb **odb)
 {
-	struct odb *odb = calloc(1, sizeof(*odb));
+	odb_free(*odb);
+}
+
+int odb_new(struct object_store *store, const struct odb_options *given, struct odb **ret_odb)
+{
+	struct odb_options options = given ? *given : (struct odb_options){0};
+	CLEANUP(odb_release) struct odb *odb = calloc(1, sizeof(*odb));
+	int error = 0;
 
 	if (!odb)
 		return -ERR_NO_MEMORY;
-	odb->store = store;
-	odb->index = options ? options->index : NULL;
-	odb->cache_bytes_max = options && options->cache_bytes_max ? options->cache_bytes_max
-	                                                           : CACHE_BYTES_DEFAULT;
-	odb->level =
-	        options && options->compression_level ? options->compression_level : LEVEL_DEFAULT;
 	pthread_mutex_init(&odb->lock, NULL);
-	*ret_odb = odb;
+	odb->store = store;
+	odb->cache_bytes_max =
+	        options.cache_bytes_max ? options.cache_bytes_max : CACHE_BYTES_DEFAULT;
+	odb->level = options.compression_level ? options.compression_level : LEVEL_DEFAULT;
+	if (!options.window_bytes_max)
+		options.window_bytes_max = WINDOW_BYTES_DEFAULT;
+	if (options.index)
+		error = index_new(store, options.index, &odb->index);
+	if (!error && store->ops->distant)
+		error = windows_new(store, options.window_bytes_max, &odb->windows);
+	if (error)
+		return error;
+	*ret_odb = steal(&odb);
 	return 0;
 }
 
 void odb_free(struct odb *odb)
 {
 	struct cached *cached, *next_cached;
-	struct present *present, *next_present;
 
 	if (!odb)
 		return;
 	assert(!odb->packs); /* every packer must be gone */
+	windows_free(odb->windows);
 	HASH_ITER (hh, odb->cache, cached, next_cached) {
 		HASH_DEL(odb->cache, cached);
 		record_unref(&cached->record);
 	}
-	HASH_ITER (hh, odb->present, present, next_present) {
-		HASH_DEL(odb->present, present);
-		free(present);
-	}
-	condemned_release(&odb->condemned);
+	index_free(odb->index);
 	pthread_mutex_destroy(&odb->lock);
 	free(odb);
 }
@@ -107,20 +106,34 @@ int odb_level(const struct odb *odb)
 	return odb->level;
 }
 
-struct kv *odb_index(const struct odb *odb)
+struct index *odb_index(const struct odb *odb)
 {
 	return odb->index;
 }
 
+void odb_refresh_condemned(struct odb *odb)
+{
+	index_refresh_condemned(odb->index);
+}
+
 void odb_stats(struct odb *odb, struct odb_stats *ret_stats)
 {
+	struct windows_stats windows = {0};
+
+	if (odb->windows)
+		windows_stats(odb->windows, &windows);
 	pthread_mutex_lock(&odb->lock);
 	*ret_stats = (struct odb_stats){
-	        .reads = odb->reads,
-	        .read_bytes = odb->read_bytes,
+	        .reads = odb->reads + windows.requests,
+	        .read_bytes = odb->read_bytes + windows.fetched_bytes,
 	        .cache_hits = odb->cache_hits,
 	        .cache_misses = odb->cache_misses,
 	        .cache_bytes = odb->cache_bytes,
+	        .window_hits = windows.hits,
+	        .window_requests = windows.requests,
+	        .window_fetched_bytes = windows.fetched_bytes,
+	        .window_used_bytes = windows.used_bytes,
+	        .window_bytes = windows.held_bytes,
 	};
 	pthread_mutex_unlock(&odb->lock);
 }
@@ -160,7 +173,7 @@ void place_decode(struct reader *reader, struct place *ret_place)
 		*ret_place = place;
 }
 
-/* -- packs in memory, packs known to be there -- */
+/* -- packs in memory -- */
 
 int odb_pack_register(struct odb *odb, struct pack *pack)
 {
@@ -183,270 +196,17 @@ void odb_pack_unregister(struct odb *odb, struct pack *pack)
 	pack_unref(pack);
 }
 
-static void present_add(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
-{
-	struct present *present = calloc(1, sizeof(*present));
-	struct present *there;
-
-	if (!present)
-		return; /* it will be looked for again */
-	memcpy(present->pack, pack, PACK_ID_BYTES);
-	present->due_ms = clock_monotonic_ms() + LOOK_AGAIN_MS;
-	pthread_mutex_lock(&odb->lock);
-	HASH_FIND(hh, odb->present, pack, PACK_ID_BYTES, there);
-	if (there)
-		there->due_ms = present->due_ms;
-	if (!there)
-		HASH_ADD(hh, odb->present, pack, PACK_ID_BYTES, present);
-	if (there || !present->hh.tbl)
-		free(present);
-	pthread_mutex_unlock(&odb->lock);
-}
-
 void odb_pack_durable(struct odb *odb, struct pack *pack)
 {
-	if (odb->index)
-		present_add(odb, pack->id);
+	index_pack_seen(odb->index, pack->id);
 	odb_pack_unregister(odb, pack);
 }
 
 void odb_pack_forget(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
 {
-	struct present *present;
-
-	pthread_mutex_lock(&odb->lock);
-	HASH_FIND(hh, odb->present, pack, PACK_ID_BYTES, present);
-	if (present)
-		HASH_DEL(odb->present, present);
-	pthread_mutex_unlock(&odb->lock);
-	free(present);
-}
-
-/* 0, -ERR_NOT_FOUND, or an error that says nothing about the pack. */
-static int pack_is_present(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
-{
-	CLEANUP(buffer_release) struct buffer header = {0};
-	char key[PACK_KEY_BYTES + 1];
-	struct present *present;
-	bool known, doomed;
-	int error;
-
-	pthread_mutex_lock(&odb->lock);
-	doomed = !odb->condemned_known || condemned_find(&odb->condemned, pack);
-	HASH_FIND(hh, odb->present, pack, PACK_ID_BYTES, present);
-	known = present && clock_monotonic_ms() < present->due_ms;
-	pthread_mutex_unlock(&odb->lock);
-	if (doomed)
-		return -ERR_REFUSED;
-	if (known)
-		return 0;
-	pack_key(pack, key);
-	error = object_get(odb->store, key, 0, PACK_HEADER_BYTES, &header, NULL, NULL);
-	if (error)
-		return error;
-	if (header.length != PACK_HEADER_BYTES || pack_header_check(header.data, pack, NULL))
-		return -ERR_NOT_FOUND;
-	present_add(odb, pack);
-	return 0;
-}
-
-/* gc lists packs a grace period before it removes them. Whoever reads the list more often than
- * that, and forgets within it what was seen in the store, never relies on a pack that is going.
- * A list that cannot be read vouches for nothing: no deduplication until it can. */
-void odb_refresh_condemned(struct odb *odb)
-{
-	struct condemned_list list = {0};
-	int64_t now_ms = clock_monotonic_ms();
-	bool due;
-
-	pthread_mutex_lock(&odb->lock);
-	due = now_ms >= odb->condemned_due_ms;
-	pthread_mutex_unlock(&odb->lock);
-	if (!due || !odb->index)
-		return;
-	bool known = condemned_read(odb->store, &list, NULL) == 0;
-	pthread_mutex_lock(&odb->lock);
-	struct condemned_list old = odb->condemned;
-	odb->condemned = list;
-	odb->condemned_known = known;
-	odb->condemned_due_ms = known ? now_ms + LOOK_AGAIN_MS : 0;
-	pthread_mutex_unlock(&odb->lock);
-	condemned_release(&old);
-}
-
-/* -- the index: id -> kind u8, place, for all but chunks the first bytes of the seal, check -- */
-
-/* A bit that falls over in the index must not send a commit to a place where its bytes are not. */
-static int index_check(const struct id *id, const void *value, size_t length,
-                       uint8_t ret_check[CHECK_BYTES])
-{
-	uint8_t bytes[ID_BYTES + 1 + PLACE_ENCODED_BYTES + CHECK_BYTES];
-
-	if (length > sizeof(bytes) - ID_BYTES)
-		return -ERR_CORRUPT;
-	memcpy(bytes, id->bytes, ID_BYTES);
-	memcpy(bytes + ID_BYTES, value, length);
-	codec_check(bytes, ID_BYTES + length, ret_check);
-	return 0;
-}
-
-static int index_value_decode(const struct id *id, struct span value, enum record_kind kind,
-                              const uint8_t seal[CHECK_BYTES], struct place *ret_place)
-{
-	struct reader reader;
-	const uint8_t *found_seal;
-	uint8_t check[CHECK_BYTES];
-	size_t length;
-
-	if (value.length < CHECK_BYTES)
-		return -ERR_NOT_FOUND;
-	length = value.length - CHECK_BYTES;
-	reader = reader_of(value.data, length);
-	if (index_check(id, value.data, length, check) ||
-	    memcmp(check, (const uint8_t *)value.data + length, CHECK_BYTES) != 0 ||
-	    read_u8(&reader) != (uint8_t)kind)
-		return -ERR_NOT_FOUND;
-	place_decode(&reader, ret_place);
-	found_seal = kind == RECORD_CHUNK ? seal : read_bytes(&reader, CHECK_BYTES);
-	if (reader_finish(&reader) || memcmp(found_seal, seal, CHECK_BYTES) != 0)
-		return -ERR_NOT_FOUND;
-	return ret_place->raw ? 0 : -ERR_NOT_FOUND;
-}
-
-bool odb_index_find(struct odb *odb, const struct id *id, enum record_kind kind,
-                    const uint8_t seal[CHECK_BYTES], struct place *ret_place)
-{
-	struct kv_txn *txn;
-	struct place place;
-	struct span value;
-	int error;
-
-	if (!odb->index || kv_begin(odb->index, false, &txn))
-		return false;
-	error = kv_get(txn, INDEX_TABLE, id->bytes, ID_BYTES, &value);
-	if (!error)
-		error = index_value_decode(id, value, kind, seal, &place);
-	kv_abort(txn);
-	if (error)
-		return false;
-	error = pack_is_present(odb, place.pack);
-	if (error == -ERR_NOT_FOUND) {
-		struct packed packed = {.entry.id = *id};
-
-		odb_index_drop(odb, place.pack, &packed, 1);
-	}
-	if (error)
-		return false;
-	*ret_place = place;
-	return true;
-}
-
-static int index_put(struct kv_txn *txn, const struct packed *packed)
-{
-	CLEANUP(buffer_release) struct buffer value = {0};
-	uint8_t check[CHECK_BYTES];
-
-	buffer_u8(&value, (uint8_t)packed->entry.kind);
-	place_encode(&value, &packed->entry.place);
-	if (packed->entry.kind != RECORD_CHUNK)
-		buffer_append(&value, packed->seal, CHECK_BYTES);
-	if (buffer_check(&value) || index_check(&packed->entry.id, value.data, value.length, check))
-		return -ERR_NO_MEMORY;
-	buffer_append(&value, check, CHECK_BYTES);
-	if (buffer_check(&value))
-		return -ERR_NO_MEMORY;
-	return kv_put(txn, INDEX_TABLE, packed->entry.id.bytes, ID_BYTES, value.data, value.length);
-}
-
-void odb_index_enter(struct odb *odb, const struct packed *entries, size_t count)
-{
-	for (size_t start = 0; odb->index && start < count; start += INDEX_BATCH) {
-		struct kv_txn *txn;
-		int error = kv_begin(odb->index, true, &txn);
-
-		if (error)
-			return;
-		for (size_t i = start; !error && i < count && i < start + INDEX_BATCH; i++)
-			error = index_put(txn, &entries[i]);
-		if (error)
-			kv_abort(txn);
-		else
-			error = kv_commit(txn);
-		if (error)
-			return;
-	}
-}
-
-static bool index_points_into(struct span value, const uint8_t pack[PACK_ID_BYTES])
-{
-	return value.length > PACK_ID_BYTES &&
-	       memcmp((const uint8_t *)value.data + 1, pack, PACK_ID_BYTES) == 0;
-}
-
-static void index_drop_batch(struct odb *odb, const uint8_t pack[PACK_ID_BYTES],
-                             const struct packed *entries, size_t count)
-{
-	struct kv_txn *txn;
-	int error = kv_begin(odb->index, true, &txn);
-
-	if (error)
-		return;
-	for (size_t i = 0; !error && i < count; i++) {
-		const struct id *id = &entries[i].entry.id;
-		struct span value;
-
-		error = kv_get(txn, INDEX_TABLE, id->bytes, ID_BYTES, &value);
-		if (!error && index_points_into(value, pack))
-			error = kv_delete(txn, INDEX_TABLE, id->bytes, ID_BYTES);
-		if (error == -ERR_NOT_FOUND)
-			error = 0;
-	}
-	if (error)
-		kv_abort(txn);
-	else
-		kv_commit(txn);
-}
-
-/* Drop at most INDEX_BATCH entries that point into the pack. Returns whether there may be more. */
-static bool index_drop_some(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
-{
-	struct kv_cursor *cursor = NULL;
-	struct span key, value;
-	struct kv_txn *txn;
-	size_t dropped = 0;
-	int error;
-
-	if (kv_begin(odb->index, true, &txn))
-		return false;
-	error = kv_seek(txn, INDEX_TABLE, NULL, 0, &cursor);
-	while (!error && dropped < INDEX_BATCH) {
-		uint8_t copy[KV_KEY_MAX];
-
-		error = kv_next(cursor, &key, &value);
-		if (error || !index_points_into(value, pack) || key.length > sizeof(copy))
-			continue;
-		memcpy(copy, key.data, key.length);
-		error = kv_delete(txn, INDEX_TABLE, copy, key.length);
-		dropped++;
-	}
-	kv_cursor_free(cursor);
-	if (error && error != -ERR_NOT_FOUND) {
-		kv_abort(txn);
-		return false;
-	}
-	return kv_commit(txn) == 0 && !error;
-}
-
-void odb_index_drop(struct odb *odb, const uint8_t pack[PACK_ID_BYTES],
-                    const struct packed *entries, size_t count)
-{
-	if (!odb->index)
-		return;
-	for (size_t start = 0; entries && start < count; start += INDEX_BATCH)
-		index_drop_batch(odb, pack, entries + start,
-		                 count - start < INDEX_BATCH ? count - start : INDEX_BATCH);
-	while (!entries && index_drop_some(odb, pack))
-		;
+	index_pack_forget(odb->index, pack);
+	if (odb->windows)
+		windows_drop(odb->windows, pack, 0, PACK_TARGET_BYTES);
 }
 
 /* -- reading -- */
@@ -491,26 +251,37 @@ static int place_fail(struct message *message, const struct place *place, int er
 	}
 }
 
+/* Append stored bytes of a pack that is in memory; false when it is not. */
+static bool fetch_from_memory(struct odb *odb, const uint8_t id[PACK_ID_BYTES], uint64_t offset,
+                              uint64_t length, struct buffer *ret_bytes)
+{
+	struct pack *pack = pack_in_memory(odb, id);
+	uint64_t end;
+
+	if (!pack)
+		return false;
+	end = atomic_load_explicit(&pack->length, memory_order_acquire);
+	end = offset + length < end ? offset + length : end;
+	if (offset < end)
+		buffer_append(ret_bytes, pack->data + offset, end - offset);
+	pack_unref(pack);
+	return true;
+}
+
 /* Append stored bytes [offset, offset+length) of a pack; fewer when it ends before. */
 static int fetch(struct odb *odb, const uint8_t id[PACK_ID_BYTES], uint64_t offset, uint64_t length,
                  struct buffer *ret_bytes, struct message *message)
 {
-	struct pack *pack = pack_in_memory(odb, id);
 	char key[PACK_KEY_BYTES + 1];
 	size_t before = ret_bytes->length;
 	int error;
 
-	if (pack) {
-		uint64_t end = atomic_load_explicit(&pack->length, memory_order_acquire);
-
-		end = offset + length < end ? offset + length : end;
-		if (offset < end)
-			buffer_append(ret_bytes, pack->data + offset, end - offset);
-		pack_unref(pack);
+	if (fetch_from_memory(odb, id, offset, length, ret_bytes))
 		return buffer_check(ret_bytes);
-	}
 	pack_key(id, key);
 	error = object_get(odb->store, key, offset, length, ret_bytes, NULL, message);
+	if (!error)
+		index_pack_seen(odb->index, id);
 	pthread_mutex_lock(&odb->lock);
 	odb->reads++;
 	odb->read_bytes += ret_bytes->length - before;
@@ -518,23 +289,56 @@ static int fetch(struct odb *odb, const uint8_t id[PACK_ID_BYTES], uint64_t offs
 	return error;
 }
 
-/* Read one record, decode it to `out` (place.raw bytes) and verify it; once more when damaged. */
+/* Does a record go through windows? Chunks of large files do not: they are read in long runs, or
+ * here and there, and would only push out what is near each other. */
+static bool is_small(const struct odb *odb, enum record_kind kind, const struct place *place)
+{
+	return odb->windows && place->stored <= WINDOW_BLOCK_BYTES &&
+	       (kind != RECORD_CHUNK || place->raw < CHUNK_BYTES_MIN);
+}
+
+static int fetch_by_window(struct odb *odb, enum record_kind kind, const struct place *place,
+                           struct buffer *ret_bytes, struct message *message)
+{
+	/* A directory's root is written after its nodes and they after those of the directories in
+	 * them; files are written in the order in which they were made. */
+	enum window_side side = kind == RECORD_CHUNK ? WINDOW_AFTER : WINDOW_BEFORE;
+	int result;
+
+	if (fetch_from_memory(odb, place->pack, place->offset, place->stored, ret_bytes))
+		return buffer_check(ret_bytes);
+	result = windows_read(odb->windows, place->pack, place->offset, place->stored, side,
+	                      ret_bytes, message);
+	if (result == 1)
+		index_pack_seen(odb->index, place->pack);
+	return result < 0 ? result : 0;
+}
+
+/* Read one record, decode it to `out` (place.raw bytes) and verify it; once more, and by itself,
+ * when damaged. */
 static int read_one(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
                     uint8_t *out, struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer stored = {.limit = RECORD_RAW_MAX};
 	const struct place *place = &pointer->place;
+	bool small = is_small(odb, kind, place);
 	int error = -ERR_CORRUPT;
 
 	for (int attempt = 0; attempt < 2 && error == -ERR_CORRUPT; attempt++) {
 		buffer_clear(&stored);
-		error = fetch(odb, place->pack, place->offset, place->stored, &stored, message);
+		if (small && attempt == 0)
+			error = fetch_by_window(odb, kind, place, &stored, message);
+		else
+			error = fetch(odb, place->pack, place->offset, place->stored, &stored,
+			              message);
 		if (!error && stored.length != place->stored)
 			error = -ERR_CORRUPT;
 		if (!error)
 			error = codec_decode(stored.data, place, out);
 		if (!error)
 			error = record_verify(kind, &pointer->id, out, place->raw);
+		if (error == -ERR_CORRUPT && small && attempt == 0)
+			windows_drop(odb->windows, place->pack, place->offset, place->stored);
 	}
 	return error ? place_fail(message, place, error) : 0;
 }
@@ -741,7 +545,11 @@ int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t coun
 		uint64_t end;
 
 		length = run_length(reads + start, count - start, &end);
-		error = read_run(odb, reads + start, length, end, &stored, message);
+		if (length == 1 && is_small(odb, RECORD_CHUNK, &reads[start].pointer->place))
+			error = read_one(odb, RECORD_CHUNK, reads[start].pointer, reads[start].out,
+			                 message);
+		else
+			error = read_run(odb, reads + start, length, end, &stored, message);
 	}
 	return error;
 }
@@ -799,12 +607,29 @@ static int borrow_one(struct odb *odb, struct chunk_read *read, uint64_t run_off
 	return error ? place_fail(message, place, error) : 0;
 }
 
+static int borrow_small(struct odb *odb, struct chunk_read *read, struct buffer *scratch,
+                        struct message *message)
+{
+	const struct pointer *pointer = read->pointer;
+	int error = buffer_reserve(scratch, pointer->place.raw);
+
+	if (error)
+		return place_fail(message, &pointer->place, error);
+	read->at = scratch->length;
+	scratch->length += pointer->place.raw;
+	return read_one(odb, RECORD_CHUNK, pointer, scratch->data + read->at, message);
+}
+
 static int borrow_run(struct odb *odb, struct chunk_read *reads, size_t count, uint64_t end,
                       struct buffer *scratch, struct message *message)
 {
 	const struct place *first = &reads[0].pointer->place;
 	size_t base = scratch->length, wanted = end - first->offset;
-	int error = fetch(odb, first->pack, first->offset, wanted, scratch, message);
+	int error;
+
+	if (count == 1 && is_small(odb, RECORD_CHUNK, first))
+		return borrow_small(odb, &reads[0], scratch, message);
+	error = fetch(odb, first->pack, first->offset, wanted, scratch, message);
 
 	if (error)
 		return place_fail(message, first, error);

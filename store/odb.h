@@ -6,8 +6,9 @@
  * its place, so reading needs no index. Records are appended to packs (about 64 MiB), objects
  * "packs/<32 hex digits>"; a pack's id is random, so a place is final before the pack is stored.
  *
- * Holds:      the cache of decoded small records, the packs being filled, the local index
- *             (id -> place: a cache for deduplication; may be lost, may be absent).
+ * Holds:      the cache of decoded small records, windows of packs (store/pack_window.h), the packs
+ *             being filled, the local index (id -> place: a cache for deduplication; may be lost,
+ *             may be absent).
  * Never:      returns bytes that do not hash to the id asked for (-ERR_CORRUPT after one re-read).
  * Invariants: (1) a record is in the index only when its pack is durable;
  *             (2) a record added to a packer can be read through the odb at once, by place.
@@ -59,6 +60,9 @@ struct odb_options {
 	struct kv *index;       /* NULL: no deduplication across packers. Table 0 is the odb's */
 	size_t cache_bytes_max; /* decoded LIST, NODE and COMMIT records; 0: 64 MiB */
 	int compression_level;  /* zstd; 0: default (1) */
+	/* Raw ranges of packs around small records, where a request is a round trip (object.h,
+	 * `distant`); 0: 64 MiB */
+	size_t window_bytes_max;
 };
 /* Borrows the store and the index: both must outlive the odb. */
 int odb_new(struct object_store *store, const struct odb_options *options, struct odb **ret_odb);
@@ -151,7 +155,12 @@ int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct
 int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message);
 
 struct odb_stats {
-	uint64_t reads, read_bytes, cache_hits, cache_misses, cache_bytes;
+	uint64_t reads, read_bytes; /* requests for records, and what they brought */
+	uint64_t cache_hits, cache_misses, cache_bytes;
+	/* Of windows: small records that cost no request, requests and bytes fetched for the
+	 * others, bytes of these that were used, bytes held. */
+	uint64_t window_hits, window_requests, window_fetched_bytes, window_used_bytes,
+	        window_bytes;
 };
 void odb_stats(struct odb *odb, struct odb_stats *ret_stats);
 

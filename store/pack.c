@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
+#include "store/odb_index.h"
 #include "store/pack.h"
 
 static const char header_magic[8] = "LAKEPACK";
@@ -512,7 +513,7 @@ int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct m
 	/* The index first: an entry must never outlive its pack. Without a readable table of
 	 * contents the index itself is searched. */
 	odb_pack_forget(odb, pack);
-	odb_index_drop(odb, pack, error ? NULL : entries, count);
+	index_drop(odb_index(odb), pack, error ? NULL : entries, count);
 	pack_key(pack, key);
 	return object_remove(odb_store(odb), key, message);
 }

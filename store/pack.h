@@ -1,7 +1,7 @@
 /*
  * pack — private to the object database: the pack format, packs still in memory, the record codec.
  *
- * Included only by odb.c, pack.c, packer.c and codec.c.
+ * Included only by odb.c, odb_index.c, pack.c, pack_window.c, packer.c and codec.c.
  * Format: store/README.md, "Packs".
  */
 #ifndef STORE_PACK_H
@@ -106,17 +106,9 @@ void odb_pack_unregister(struct odb *odb, struct pack *pack); /* forget it unsto
 void odb_pack_durable(struct odb *odb, struct pack *pack);    /* it is in the store now */
 void odb_pack_forget(struct odb *odb, const uint8_t pack[PACK_ID_BYTES]);
 int odb_level(const struct odb *odb);
-struct kv *odb_index(const struct odb *odb);
+struct index;
+struct index *odb_index(const struct odb *odb); /* or NULL; odb_index.h */
 /* Read the list of packs that gc means to remove, when that was last done a while ago. */
 void odb_refresh_condemned(struct odb *odb);
-/* Look an id up in the index: true when it is there, of the kind, with the same seal (so with the
- * very places the caller holds), and its pack is in the store. */
-bool odb_index_find(struct odb *odb, const struct id *id, enum record_kind kind,
-                    const uint8_t seal[CHECK_BYTES], struct place *ret_place);
-/* Failing to enter something costs deduplication later, nothing else: no result. */
-void odb_index_enter(struct odb *odb, const struct packed *entries, size_t count);
-/* Drop what points into a pack: the ids listed, or all there are (entries NULL: slow). */
-void odb_index_drop(struct odb *odb, const uint8_t pack[PACK_ID_BYTES],
-                    const struct packed *entries, size_t count);
 
 #endif

@@ -17,6 +17,7 @@
  */
 #include <assert.h>
 
+#include "store/odb_index.h"
 #include "store/pack.h"
 
 #define JOINT_BYTES (1u << 20)
@@ -270,7 +271,7 @@ static int put_one(struct packer *packer, struct message *message)
 		error = object_put(odb_store(packer->odb), key, pack->data, pack->length, message);
 	if (!error) {
 		odb_pack_durable(packer->odb, pack);
-		odb_index_enter(packer->odb, pack->entries, pack->count);
+		index_enter(odb_index(packer->odb), pack->entries, pack->count);
 	}
 
 	pthread_mutex_lock(&packer->lock);
@@ -457,7 +458,7 @@ static bool find(struct packer *packer, const struct id *id, enum record_kind ki
 	pthread_mutex_unlock(&packer->lock);
 	if (found)
 		return true;
-	if (!odb_index_find(packer->odb, id, kind, seal, ret_place))
+	if (!index_find(odb_index(packer->odb), id, kind, seal, ret_place))
 		return false;
 	pthread_mutex_lock(&packer->lock);
 	packer->stats.bytes_known += length;

@@ -1,6 +1,6 @@
 /*
- * For the tests of odb and packer: a memory store behind a wrapper that counts requests, fails or
- * holds back puts, and damages what is read.
+ * For the tests of odb and packer: a memory store behind a wrapper that counts, fails and delays
+ * requests, and damages what is read.
  */
 #ifndef TESTS_ODB_FIXTURE_H
 #define TESTS_ODB_FIXTURE_H
@@ -22,9 +22,12 @@ struct wrapper {
 	struct object_store store;
 	struct object_store *inner;
 	unsigned gets, puts;
-	unsigned fail_puts; /* fail so many puts */
-	int damage_gets;    /* damage so many gets: flip a bit of the first byte */
-	sem_t *hold;        /* the next put waits for it */
+	unsigned fail_puts;     /* fail so many puts */
+	unsigned fail_gets;     /* fail so many gets */
+	unsigned get_us;        /* how long one takes */
+	int damage_gets;        /* damage so many gets: flip a bit of the first byte */
+	uint64_t damage_offset; /* or of this byte of the object, if the range has it */
+	sem_t *hold;            /* the next put waits for it */
 	char put_keys[64][OBJECT_KEY_MAX + 1];
 };
 
@@ -39,12 +42,20 @@ static inline int wrapper_get(struct object_store *store, const char *key, uint6
 {
 	struct wrapper *wrapper = wrapper_of(store);
 	size_t before = ret_bytes->length;
-	int error = object_get(wrapper->inner, key, offset, length, ret_bytes, ret_etag, message);
+	size_t at = wrapper->damage_offset ? wrapper->damage_offset - offset : 0;
+	int error = 0;
 
 	__atomic_fetch_add(&wrapper->gets, 1, __ATOMIC_RELAXED);
-	if (!error && wrapper->damage_gets > 0 && ret_bytes->length > before) {
+	if (wrapper->get_us)
+		usleep(wrapper->get_us);
+	if (wrapper->fail_gets > 0) {
+		wrapper->fail_gets--;
+		return (fail)(message, -ERR_STORE_AWAY, "the store is away");
+	}
+	error = object_get(wrapper->inner, key, offset, length, ret_bytes, ret_etag, message);
+	if (!error && wrapper->damage_gets > 0 && ret_bytes->length - before > at) {
 		wrapper->damage_gets--;
-		ret_bytes->data[before] ^= 0x10;
+		ret_bytes->data[before + at] ^= 0x10;
 	}
 	return error;
 }

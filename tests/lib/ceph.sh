@@ -4,6 +4,7 @@
 #   tests/lib/ceph.sh start DIR [OSDS [GATEWAYS]]   default: one OSD in memory, one gateway
 #   tests/lib/ceph.sh stop DIR
 #   tests/lib/ceph.sh bucket DIR NAME               make a bucket
+#   tests/lib/ceph.sh gateway DIR NUMBER            start a gateway that was killed, on the same port
 # Gateways listen on LAKE_CEPH_ADDRESS (127.0.0.1).
 # `start` writes DIR/env: lines LAKE_TEST_ENDPOINT=, LAKE_TEST_ENDPOINTS= (all), AWS_ACCESS_KEY_ID=,
 # AWS_SECRET_ACCESS_KEY=. Process ids are in DIR/run/*.pid. With three OSDs or more each object lies on
@@ -179,6 +180,14 @@ bucket() { # DIR NAME
 	)
 }
 
+gateway() { # DIR NUMBER
+	local endpoints
+	# shellcheck disable=SC1091
+	. "$1/env"
+	read -ra endpoints <<<"$LAKE_TEST_ENDPOINTS"
+	start_gateway "$1" "$2" "${endpoints[$2]##*:}"
+}
+
 case ${1:-} in
 start)
 	for program in radosgw ceph-mon ceph-osd ceph; do
@@ -196,8 +205,9 @@ start)
 	;;
 stop) stop "$(realpath "$2")" ;;
 bucket) bucket "$2" "$3" ;;
+gateway) gateway "$(realpath "$2")" "$3" ;;
 *)
-	sed -n '2,12s/^# //p' "$0" >&2
+	sed -n '2,13s/^# //p' "$0" >&2
 	exit 2
 	;;
 esac

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import tempfile
 import urllib.error
@@ -113,9 +114,13 @@ class Ceph:
     def bucket(self, name):
         subprocess.run([CEPH, "bucket", self.directory, name], check=True, capture_output=True)
 
-    def pid(self, name):
-        """Of "osd.0", "client.rgw.1"."""
-        return int((self.directory / "run" / f"{name}.pid").read_text())
+    def kill(self, name):
+        """kill -9 of "osd.0", "client.rgw.1"."""
+        os.kill(int((self.directory / "run" / f"{name}.pid").read_text()), signal.SIGKILL)
+
+    def gateway(self, number):
+        """Start one that was killed, on the same port."""
+        subprocess.run([CEPH, "gateway", self.directory, str(number)], check=True, capture_output=True)
 
 
 def environment(keys):

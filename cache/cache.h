@@ -49,6 +49,8 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message);
 /* True when a complete local copy exists (no fetch is started). */
 bool cache_has(struct cache *cache, const struct content *content);
+/* How many bytes it may hold before something is evicted. Reads the blobs' directories. */
+uint64_t cache_capacity(struct cache *cache);
 /* Make the finished local file `path` the blob of `content` by renaming it (same file system).
  * When a blob exists already `path` is unlinked. The caller vouches that the bytes are these and
  * that nobody can write to the file any more. */

@@ -278,6 +278,19 @@ static uint64_t excess(struct cache *cache, uint64_t more, unsigned bound_percen
 	return have > may ? have - may : 0;
 }
 
+uint64_t cache_capacity(struct cache *cache)
+{
+	struct statvfs space;
+	if (cache->bytes_max)
+		return percent(cache->bytes_max, LOWER_PERCENT);
+	evict_count(cache); /* what the keeper may not have seen yet could go */
+	if (fstatvfs(cache->directory, &space) < 0)
+		return 0;
+	uint64_t may = bytes_held(cache) + (uint64_t)space.f_bavail * space.f_frsize;
+	uint64_t free = percent((uint64_t)space.f_blocks * space.f_frsize, FREE_PERCENT_AFTER);
+	return may > free ? may - free : 0;
+}
+
 static bool pausing(struct cache *cache)
 {
 	return clock_monotonic_ms() < cache->futile_until_ms;

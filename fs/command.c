@@ -26,7 +26,7 @@ static const struct {
         {"restore", command_restore},   {"revert", command_revert},
         {"show", command_show},         {"stats", command_stats},
         {"status", command_status},     {"tag", command_tag},
-        {"undo", command_undo},
+        {"undo", command_undo},         {"warm", command_warm},
 };
 
 void caller_self(struct caller *ret_caller)

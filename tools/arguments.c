@@ -175,7 +175,7 @@ static int parse_options(const struct subcommand *subcommand, int argc, char **a
 
 /* End of the revision in REV[:PATH]: at the first ':', but the colons of BRANCH@TIME belong to the
  * time as long as two digits follow. */
-static const char *revision_end(const char *text)
+const char *revision_end(const char *text)
 {
 	const char *colon = strchr(text, ':');
 	const char *at = strchr(text, '@');
@@ -236,16 +236,30 @@ static int add_missing(cJSON *request, const struct subcommand *subcommand,
 		return 0;
 	case WORD_REQUIRED:
 	case WORD_NAMED:
+	case WORD_MANY:
 		break;
 	}
 	return fail(message, -ERR_INVALID, "too few words: lakectl %s %s", subcommand->name,
 	            subcommand->usage);
 }
 
+static void add_many(cJSON *request, const char *key, int count, char **words)
+{
+	cJSON *array = cJSON_AddArrayToObject(request, key);
+	for (int i = 0; i < count; i++)
+		cJSON_AddItemToArray(array, cJSON_CreateString(words[i]));
+	if (!count)
+		cJSON_AddItemToArray(array, cJSON_CreateString("."));
+}
+
 static int parse_words(const struct subcommand *subcommand, int count, char **words,
                        const struct place_here *here, cJSON *request, struct message *message)
 {
 	int wanted = 0, error = 0;
+	if (subcommand->words[0].key && subcommand->words[0].type == WORD_MANY) {
+		add_many(request, subcommand->words[0].key, count, words);
+		return 0;
+	}
 	while (wanted < WORDS_MAX && subcommand->words[wanted].key)
 		wanted++;
 	if (count > wanted)

@@ -31,6 +31,7 @@ enum word_type {
 	WORD_REVISION,       /* a revision; left out: that branch */
 	WORD_NAMED,          /* REV:PATH, split into "revision" and "path" */
 	WORD_NAMED_OPTIONAL, /* REV[:PATH] */
+	WORD_MANY,           /* all words, as a list; none: "." */
 };
 struct word_spec {
 	const char *key;
@@ -63,6 +64,8 @@ struct globals {
 	bool json, quiet;
 };
 
+/* End of the revision in REV[:PATH]; NULL: there is no path. */
+const char *revision_end(const char *text);
 /* The subcommand that argv names (argv[0] is its name), or NULL. *ret_used: words it takes. */
 const struct subcommand *subcommand_find(int argc, char **argv, int *ret_used);
 /* Builds the request. *ret_help: --help was given. `globals` is added to, also on failure.

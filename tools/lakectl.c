@@ -8,6 +8,7 @@
 #include "fs/control.h"
 #include "tools/arguments.h"
 #include "tools/local.h"
+#include "tools/places.h"
 #include "tools/progress.h"
 #include "tools/render.h"
 
@@ -164,6 +165,19 @@ static void complete_diff(struct invocation *invocation)
 	                        invocation->branch ? invocation->branch : from->valuestring);
 }
 
+/* Paths in a mount say which lake is meant. */
+static int complete_places(struct invocation *invocation, struct message *message)
+{
+	cJSON *places = cJSON_GetObjectItemCaseSensitive(invocation->request, "places");
+	CLEANUP(free_pointer) char *lake = NULL;
+	int error = places ? places_resolve(places, &lake, message) : 0;
+	if (!error && lake && !invocation->lake_given) {
+		free(invocation->lake);
+		invocation->lake = steal(&lake);
+	}
+	return error;
+}
+
 static const struct {
 	const char *name;
 	int (*run)(const cJSON *request, const char *lake, cJSON **ret_reply,
@@ -223,8 +237,10 @@ static int run(struct invocation *invocation)
 {
 	struct message message = {{0}};
 	cJSON *reply = NULL;
-	int error = 0;
 	complete_diff(invocation);
+	int error = complete_places(invocation, &message);
+	if (error < 0)
+		return report_error(invocation, error, &message);
 	bool local = run_local(invocation, &reply, &error, &message);
 	if (!local) {
 		error = renderer_new(invocation->request, invocation->globals.quiet,

@@ -411,6 +411,16 @@ static void sum_du(struct renderer *renderer, const cJSON *reply)
 	       number_of(reply, "files"));
 }
 
+static void sum_warm(struct renderer *renderer, const cJSON *reply)
+{
+	char size[32], fetched[32];
+	if (renderer->quiet || has(reply, "error"))
+		return;
+	printf("%.0f files (%s) are in the cache; %s fetched\n", number_of(reply, "files"),
+	       size_text(number_of(reply, "bytes"), size),
+	       size_text(number_of(reply, "fetched_bytes"), fetched));
+}
+
 static void sum_fsck(struct renderer *renderer, const cJSON *reply)
 {
 	char size[32];
@@ -469,7 +479,7 @@ static const struct {
         {"undo", NULL, sum_moved},    {"refresh", NULL, sum_refresh},
         {"du", NULL, sum_du},         {"fsck", NULL, sum_fsck},
         {"gc", NULL, sum_gc},         {"stats", NULL, sum_stats},
-        {"show", sum_show, NULL},
+        {"show", sum_show, NULL},     {"warm", NULL, sum_warm},
 };
 
 void render_reply(struct renderer *renderer, const cJSON *reply)

@@ -213,6 +213,16 @@ const struct subcommand subcommands[] = {
          .usage = "[REV[:PATH]]",
          .summary = "files and bytes of each table",
          .words = {{"revision", WORD_NAMED_OPTIONAL}}},
+        {.name = "warm",
+         .usage = "[[REV:]PATH | REV]... [--threads N]",
+         .summary = "fetch committed files into the cache ahead of their use",
+         .text = "PATH is a path inside a mount, as in /lake/main/orders (default: the current\n"
+                 "directory); REV:PATH and REV need no mount. What was fetched can be read while "
+                 "the\n"
+                 "store is away. When it cannot all fit in the cache nothing is fetched.",
+         .words = {{"places", WORD_MANY}},
+         .options = {{'j', "threads", "threads", OPTION_NUMBER, "N",
+                      "files fetched at a time (12)"}}},
         {.name = "gc",
          .usage = "[--grace-seconds N] [--deleted-days N] [--dry-run]",
          .summary = "remove stored data that nothing needs any more",

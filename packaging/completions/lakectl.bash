@@ -33,6 +33,8 @@ _lakectl() {
 		COMPREPLY=($(compgen -W "$(lakectl --help 2>/dev/null | awk -v c="$command" '$1 == c && $2 ~ /^(list|create|delete|rename)$/ { print $2 }')" -- "$current"))
 	elif [[ $command == @(init|clone|mount|umount) ]]; then
 		COMPREPLY=($(compgen -d -- "$current"))
+	elif [[ $command == warm ]]; then
+		COMPREPLY=($(compgen -f -- "$current") $(compgen -W "$(_lakectl_names)" -- "$current"))
 	else
 		COMPREPLY=($(compgen -W "$(_lakectl_names)" -- "$current"))
 	fi

@@ -16,6 +16,7 @@
  * before the file grows again, when the size would no longer say it.
  */
 #include "cache/extents.h"
+#include "fs/fuse_loop.h"
 #include "fs/worktree_internal.h"
 
 #include <assert.h>
@@ -250,6 +251,8 @@ static int out_of_place(struct message *message, int error, const char *what)
 static int read_content(struct file_data *data, void *out, size_t length, uint64_t offset,
                         struct message *message)
 {
+	if (data->blob == NULL || !blob_complete(data->blob))
+		loop_about_to_block();
 	if (data->blob != NULL) {
 		int r = blob_ensure(data->blob, offset, length, message);
 		ssize_t got = 0;
@@ -667,6 +670,7 @@ int file_data_sync(struct file_data *data, bool data_only)
 {
 	if (data->kind == DATA_CONTENT)
 		return 0;
+	loop_about_to_block();
 	int r = data_only ? fdatasync(data->fd) : fsync(data->fd);
 	return r == 0 ? 0 : error_system(errno);
 }

@@ -2,6 +2,7 @@
  * Hides the life of nodes: how one comes to stand for a name, and what goes with it; and the
  * operations that only look.
  */
+#include "fs/fuse_loop.h"
 #include "fs/vfs_internal.h"
 
 #include <errno.h>
@@ -452,6 +453,7 @@ int vfs_statfs(struct vfs *vfs, struct statvfs *ret_statvfs)
 
 int vfs_sync_names(struct vfs *vfs)
 {
+	loop_about_to_block();
 	return state_sync(vfs->lake->state);
 }
 

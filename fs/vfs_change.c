@@ -40,7 +40,6 @@ struct attributes new_attributes(const struct inode *parent, mode_t mode, dev_t 
 	        .uid = caller->uid,
 	        .gid = caller->gid,
 	        .rdev = S_ISCHR(mode) || S_ISBLK(mode) ? rdev : 0,
-	        .mtime_ns = clock_wall_ns(),
 	};
 	if (parent->attributes.mode & S_ISGID) {
 		attributes.gid = parent->attributes.gid;

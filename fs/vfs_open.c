@@ -10,6 +10,7 @@
  * A node's open state is changed by one thread at a time (open_begin .. open_end), who may wait
  * for the disk and the store meanwhile; the stripe's lock only guards that right itself.
  */
+#include "fs/fuse_loop.h"
 #include "fs/vfs_internal.h"
 
 #include <errno.h>
@@ -34,6 +35,8 @@ int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state
 {
 	struct open_stripe *stripe = stripe_of(vfs, node);
 	pthread_mutex_lock(&stripe->lock);
+	if (node->open && node->open->busy)
+		loop_about_to_block();
 	while (node->open && node->open->busy)
 		pthread_cond_wait(&stripe->changed, &stripe->lock);
 	if (!node->open)

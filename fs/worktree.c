@@ -2,6 +2,7 @@
  * worktree.c — hides the life of working trees: which branches have one open, what a crash left and
  * how it is settled.
  */
+#include "fs/fuse_loop.h"
 #include "fs/worktree_internal.h"
 
 #include <assert.h>
@@ -143,7 +144,10 @@ int worktree_root(struct worktree *worktree, struct directory *ret_directory)
 
 int worktree_enter(struct worktree *worktree, uint64_t epoch)
 {
-	pthread_rwlock_rdlock(&worktree->gate);
+	if (pthread_rwlock_tryrdlock(&worktree->gate) != 0) {
+		loop_about_to_block();
+		pthread_rwlock_rdlock(&worktree->gate);
+	}
 	int r = worktree->gone ? -ERR_NOT_FOUND : worktree->epoch != epoch ? -ERR_STALE : 0;
 	if (r != 0)
 		pthread_rwlock_unlock(&worktree->gate);

@@ -80,7 +80,11 @@ static int publish(struct command *command, const struct plan *plan, struct pack
 	        .meta = plan->meta,
 	        .meta_count = plan->meta_count,
 	};
+	CLEANUP(commit_pointer_free) struct commit *written = NULL;
 	int error = commit_write(command->lake->odb, packer, &commit, ret_commit, command->message);
+	/* While it is here, and so kept at hand for whoever reads it next. */
+	if (!error)
+		error = commit_read(command->lake->odb, ret_commit, &written, command->message);
 	if (!error)
 		error = packer_flush(packer, command->message);
 	if (error < 0)
@@ -88,11 +92,8 @@ static int publish(struct command *command, const struct plan *plan, struct pack
 	struct move_options options = {
 	        .expected = &plan->head->self, .who = command->caller->name, .command = plan->note};
 	error = worktree_move(plan->worktree, ret_commit, &options, command->message);
-	if (!error) {
-		CLEANUP(commit_pointer_free) struct commit *written = NULL;
-		if (commit_read(command->lake->odb, ret_commit, &written, NULL) == 0)
-			history_note(command->lake->history, written);
-	}
+	if (!error)
+		history_note(command->lake->history, written);
 	return error;
 }
 
@@ -101,22 +102,36 @@ static int publish(struct command *command, const struct plan *plan, struct pack
 struct attempts {
 	int64_t started_ms;
 	unsigned count;
+	bool asked; /* for the head: no longer guess */
 };
 
-static bool try_again(struct attempts *attempts, int error)
+/* What came of a guessed head and no move confirms must come of the real one, too. */
+static int ask(struct attempts *attempts)
+{
+	attempts->asked = true;
+	return -ERR_MOVED;
+}
+
+static bool try_again(struct attempts *attempts, bool guessed, int error)
 {
 	unsigned limit_ms = 10u << (attempts->count < 7 ? attempts->count : 7);
 	if (error != -ERR_MOVED || clock_monotonic_ms() - attempts->started_ms > ATTEMPTS_MS_MAX)
 		return false;
+	if (guessed && attempts->asked)
+		return true;
 	attempts->count++;
 	usleep((unsigned)(random_u64() % limit_ms) * 1000);
 	return true;
 }
 
-static int head_of(struct command *command, const char *branch, struct commit **ret_head)
+/* Where the branch stands; with `guess`, where this host saw it a moment ago. */
+static int head_of(struct command *command, const char *branch, bool guess,
+                   struct commit **ret_head)
 {
 	CLEANUP(ref_release) struct ref ref = {0};
-	int error = ref_read(command->lake->store, REF_BRANCH, branch, &ref, command->message);
+	struct object_store *store = command->lake->store;
+	int error = guess ? ref_read_known(store, REF_BRANCH, branch, &ref, command->message)
+	                  : ref_read(store, REF_BRANCH, branch, &ref, command->message);
 	return error ? error
 	             : commit_read(command->lake->odb, &ref.commit, ret_head, command->message);
 }
@@ -197,7 +212,8 @@ static int list_merged(void *context, const struct change *change)
 	return list_add(context, reply_change(change));
 }
 
-static int merge_once(struct command *command, const struct merge_request *request)
+static int merge_once(struct command *command, const struct merge_request *request,
+                      struct attempts *attempts)
 {
 	CLEANUP(commit_pointer_free) struct commit *head = NULL;
 	CLEANUP(merge_cleanup) struct packer *packer = NULL;
@@ -209,13 +225,16 @@ static int merge_once(struct command *command, const struct merge_request *reque
 	struct pointer made;
 	char note[300], text[400];
 
-	int error = head_of(command, worktree_branch(request->target), &head);
+	bool guess = !attempts->asked && !request->dry_run;
+	int error = head_of(command, worktree_branch(request->target), guess, &head);
 	if (!error)
 		error = packer_new(command->lake->odb, &packer);
 	if (!error)
 		error = merge_commits(command->lake->history, command->lake->odb, packer,
 		                      request->source, head, &options, &result, &fast_forward,
 		                      &up_to_date, command->message);
+	if (!error && guess && (up_to_date || result.conflict_count))
+		return ask(attempts);
 	if (!error)
 		error = reply_conflicts(command, &result);
 	if (error < 0)
@@ -252,11 +271,17 @@ static int merge_once(struct command *command, const struct merge_request *reque
 	return error;
 }
 
+static int is_named(void *context, const char *branch)
+{
+	return strcmp(context, branch) == 0;
+}
+
 /* Uncommitted changes of the source branch are no part of the merge: say so. */
 static void note_dirty_source(struct command *command, const char *source)
 {
 	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
-	if (ref_name_check(source, NULL) == 0 &&
+	/* Others are not worth looking at: a branch without uncommitted changes has none. */
+	if (worktrees_kept(command->lake->worktrees, is_named, (void *)source) == 1 &&
 	    worktree_get(command->lake->worktrees, source, &worktree, NULL) == 0 &&
 	    worktree_dirty(worktree))
 		cJSON_AddBoolToObject(command->reply, "source_dirty", true);
@@ -283,13 +308,15 @@ int command_merge(struct command *command)
 	cJSON_AddStringToObject(command->reply, "target", worktree_branch(request.target));
 	note_dirty_source(command, request.source_name);
 	struct attempts attempts = {.started_ms = clock_monotonic_ms()};
+	bool guessed;
 	do {
 		static const char *const results[] = {"conflicts", "up_to_date", "changed",
 		                                      "changes"};
+		guessed = !attempts.asked;
 		for (size_t i = 0; i < ARRAY_SIZE(results); i++)
 			cJSON_DeleteItemFromObjectCaseSensitive(command->reply, results[i]);
-		error = merge_once(command, &request);
-	} while (try_again(&attempts, error));
+		error = merge_once(command, &request, &attempts);
+	} while (try_again(&attempts, guessed, error));
 	return error;
 }
 
@@ -304,7 +331,8 @@ struct application {
 	struct meta_pair meta;
 };
 
-static int apply_once(struct command *command, const struct application *application)
+static int apply_once(struct command *command, const struct application *application,
+                      struct attempts *attempts)
 {
 	CLEANUP(commit_pointer_free) struct commit *head = NULL;
 	CLEANUP(merge_cleanup) struct packer *packer = NULL;
@@ -314,7 +342,8 @@ static int apply_once(struct command *command, const struct application *applica
 	struct meta_pair meta = application->meta;
 	struct pointer made;
 
-	int error = head_of(command, worktree_branch(application->worktree), &head);
+	bool guess = !attempts->asked;
+	int error = head_of(command, worktree_branch(application->worktree), guess, &head);
 	if (!error)
 		error = packer_new(command->lake->odb, &packer);
 	if (error < 0)
@@ -322,6 +351,8 @@ static int apply_once(struct command *command, const struct application *applica
 	target = side_of(head);
 	error = merge_trees(command->lake->odb, packer, &application->from, &application->to,
 	                    &target, &options, &result, command->message);
+	if (!error && guess && (result.conflict_count || id_equal(&result.tree.id, &head->tree.id)))
+		return ask(attempts);
 	if (!error)
 		error = reply_conflicts(command, &result);
 	if (error < 0)
@@ -400,10 +431,12 @@ static int apply_change(struct command *command, bool backwards)
 	};
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
 	struct attempts attempts = {.started_ms = clock_monotonic_ms()};
+	bool guessed;
 	do {
 		cJSON_DeleteItemFromObjectCaseSensitive(command->reply, "conflicts");
-		error = apply_once(command, &application);
-	} while (try_again(&attempts, error));
+		guessed = !attempts.asked;
+		error = apply_once(command, &application, &attempts);
+	} while (try_again(&attempts, guessed, error));
 	return error;
 }
 

@@ -49,8 +49,8 @@ static int create_ref(struct command *command, enum ref_kind kind)
 	if (!error)
 		error = ref_name_check(name, command->message);
 	if (!error)
-		error = revision_resolve(command->lake->history, revision ? revision : "main",
-		                         &commit, command->message);
+		error = revision_resolve_known(command->lake->history, revision ? revision : "main",
+		                               &commit, command->message);
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "%s create", verb_of(kind));

@@ -225,8 +225,11 @@ static bool wait_for_next(struct follower *follower)
 static void *follower_run(void *context)
 {
 	struct follower *follower = context;
+	odb_look_ahead(follower->trees->odb);
 	while (wait_for_next(follower)) {
 		struct message message = {{0}};
+		if (!follower->away_pause_ms)
+			odb_look_ahead(follower->trees->odb);
 		if (round_run(follower, &message) == -ERR_STORE_AWAY)
 			note_away(follower, &message);
 		else

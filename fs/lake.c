@@ -12,10 +12,14 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "refs/known.h"
+
 #define CONFIG_VERSION 1
 #define CONFIG_BYTES_MAX (64u << 10)
 #define REFRESH_MS_DEFAULT 1000
 #define REFRESH_MS_MIN 10
+#define KNOWN_INTERVALS 2 /* a ref is good for guessing so long: a round of looking takes a while \
+	                   */
 #define REFRESH_MS_MAX 3600000
 #define STORE_OBJECT "lake"
 #define STORE_MAGIC "LAKE\r\n\x1a\n"
@@ -357,6 +361,11 @@ static int open_store(struct lake *lake, struct message *message)
 		            lake->config.store_url);
 	if (error < 0)
 		return error;
+	/* The follower looks at branches in use once an interval. Who never follows asks. */
+	if (lake->config.refresh_ms > 0)
+		error = known_refs_attach(lake->store, KNOWN_INTERVALS * lake->config.refresh_ms);
+	if (error < 0)
+		return fail(message, error, "out of memory");
 	error = store_object_read(lake->store, lake->config.store_url, lake_id, message);
 	if (error == -ERR_NO_LAKE)
 		return fail(message, -ERR_STORE_AWAY,

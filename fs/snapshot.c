@@ -54,6 +54,7 @@ struct committing {
 	struct commit *made;
 	struct merge_side shown; /* made's tree */
 	bool rebased;
+	bool guessing; /* the head is where this host saw it last: only a move can tell */
 };
 
 static void committing_release(struct committing *committing)
@@ -344,8 +345,17 @@ static int write_commit(struct committing *committing)
 	return commit_read(committing->trees->odb, &self, &committing->made, committing->message);
 }
 
+/* What was guessed leads to an end that no move will confirm. */
+static int ask(struct committing *committing)
+{
+	committing->guessing = false;
+	ref_release(&committing->head);
+	return -ERR_MOVED;
+}
+
 /* Yields `made`: a new commit on the head as it is now, or the head itself when it has these very
- * changes already (an earlier attempt whose outcome was lost). */
+ * changes already (an earlier attempt whose outcome was lost). -ERR_MOVED: what was guessed must be
+ * asked for. */
 static int make_commit(struct committing *committing)
 {
 	struct odb *odb = committing->trees->odb;
@@ -362,12 +372,16 @@ static int make_commit(struct committing *committing)
 		return error;
 	struct merge_side side = {head->tree, head->root};
 	error = merge_onto_head(committing, &side);
+	if (error == -ERR_CONFLICT && committing->guessing)
+		return ask(committing);
 	if (!error)
 		error = sides_differ(odb, &side, &committing->shown, &differ, committing->message);
 	if (error)
 		return error;
 	if (differ || empty_allowed(committing))
 		return write_commit(committing);
+	if (committing->guessing)
+		return ask(committing);
 	committing->made = steal(&head);
 	committing->shown = side;
 	return 0;
@@ -423,6 +437,8 @@ static int make_left(struct committing *committing)
 	error = rebase_overlay(&moved, &committing->left, &committing->left_root, &collisions,
 	                       committing->message);
 	overlay_discard(committing->trees, overlay, committing->ground.overlay);
+	if (error == -ERR_CONFLICT && committing->guessing)
+		return ask(committing);
 	return error == -ERR_CONFLICT ? fail_left(committing, &collisions) : error;
 }
 
@@ -478,15 +494,20 @@ static int fail_gone(struct committing *committing, int error)
 	            branch, branch, branch);
 }
 
-/* One attempt on the head as it is. -ERR_MOVED: it was moved first. */
+/* One attempt on the head as it is, or seems. -ERR_MOVED: it was moved first. */
 static int commit_once(struct committing *committing)
 {
 	struct object_store *store = odb_store(committing->trees->odb);
+	const char *branch = worktree_branch(committing->worktree);
 	int error = 0;
 	committing->attempt_started_ms = clock_monotonic_ms();
-	if (committing->head.move_count == 0)
-		error = ref_read(store, REF_BRANCH, worktree_branch(committing->worktree),
-		                 &committing->head, committing->message);
+	if (committing->head.move_count > 0)
+		committing->guessing = false; /* where the loser of a race saw it */
+	else if (committing->guessing)
+		error = ref_read_known(store, REF_BRANCH, branch, &committing->head,
+		                       committing->message);
+	else
+		error = ref_read(store, REF_BRANCH, branch, &committing->head, committing->message);
 	if (error == -ERR_NOT_FOUND)
 		return fail_gone(committing, error);
 	if (!error)
@@ -591,6 +612,7 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 	        .trees = worktree->trees,
 	        .options = options,
 	        .message = &said,
+	        .guessing = true,
 	};
 	contention_enter(&worktree->contention);
 	int error = path_set_init(&committing.paths, options->paths, options->path_count, &said);

@@ -428,7 +428,7 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 		worktree->root = record.root;
 	} else if (r == 0 || r == -ERR_NOT_FOUND) {
 		CLEANUP(ref_cleanup) struct ref ref = {0};
-		r = ref_read(odb_store(trees->odb), REF_BRANCH, branch, &ref, message);
+		r = ref_read_known(odb_store(trees->odb), REF_BRANCH, branch, &ref, message);
 		head = ref.commit;
 		worktree->seen_etag = ref.etag;
 		worktree->seen_head = ref.commit;

@@ -20,6 +20,7 @@
 #define RETRY_FACTOR 10 /* looking for collisions takes at most a tenth of the time */
 #define RETRY_MS_MAX 30000
 #define BEHIND_MAX 1000
+#define FOLLOWED_INTERVALS 2
 
 void standing_release(struct standing *standing)
 {
@@ -402,6 +403,17 @@ int worktree_look(struct worktree *worktree, const struct etag *listed, uint64_t
 	return r == -ERR_NOT_FOUND ? 0 : r;
 }
 
+/* How long what was seen of the head will do. The follower looks at what somebody else refers to,
+ * once an interval; who comes just before it need not ask, too. */
+static int64_t seen_good_ms(struct worktree *worktree)
+{
+	struct worktrees *trees = worktree->trees;
+	pthread_mutex_lock(&trees->table_lock);
+	bool used = worktree->references > 1;
+	pthread_mutex_unlock(&trees->table_lock);
+	return used && trees->followed ? FOLLOWED_INTERVALS * trees->refresh_ms : trees->refresh_ms;
+}
+
 int worktree_follow(struct worktree *worktree, struct message *message)
 {
 	struct worktree_view view;
@@ -409,7 +421,7 @@ int worktree_follow(struct worktree *worktree, struct message *message)
 	if (worktree->gone)
 		return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
 	if (worktree->overlay != 0 || trees->refresh_ms < 0 || trees->away ||
-	    clock_monotonic_ms() - worktree->refreshed_ms < trees->refresh_ms ||
+	    clock_monotonic_ms() - worktree->refreshed_ms < seen_good_ms(worktree) ||
 	    pthread_mutex_trylock(&worktree->refresh_lock) != 0)
 		return 0;
 	worktree_view(worktree, &view);

@@ -81,14 +81,36 @@ static int keep_changes(struct moving *moving)
 	            worktree_branch(moving->worktree), names_text(&collisions));
 }
 
-static int move_ref_once(struct moving *moving, bool intend)
+/* The head to move from. What is known without asking will do when there is something to put: then
+ * the put tells whether it was right. */
+static int read_head(struct moving *moving, bool guess, struct ref *ret_head)
+{
+	struct object_store *store = odb_store(moving->trees->odb);
+	const struct pointer *target = &moving->target->self, *expected = moving->options->expected;
+	const char *branch = worktree_branch(moving->worktree);
+	if (guess) {
+		CLEANUP(ref_release) struct ref head = {0};
+		int error = ref_read_known(store, REF_BRANCH, branch, &head, moving->message);
+		if (error)
+			return error;
+		if (!id_equal(&head.commit.id, &target->id) &&
+		    (!expected || id_equal(&head.commit.id, &expected->id))) {
+			*ret_head = head;
+			head = (struct ref){0};
+			return 0;
+		}
+	}
+	return ref_read(store, REF_BRANCH, branch, ret_head, moving->message);
+}
+
+static int move_ref_once(struct moving *moving, bool intend, bool guess)
 {
 	struct object_store *store = odb_store(moving->trees->odb);
 	const struct pointer *target = &moving->target->self, *expected = moving->options->expected;
 	const char *branch = worktree_branch(moving->worktree);
 	CLEANUP(ref_release) struct ref head = {0};
 	struct ref_author author = {moving->options->who, moving->options->command};
-	int error = ref_read(store, REF_BRANCH, branch, &head, moving->message);
+	int error = read_head(moving, guess, &head);
 	if (error || id_equal(&head.commit.id, &target->id))
 		return error;
 	if (expected && !id_equal(&head.commit.id, &expected->id))
@@ -110,7 +132,7 @@ static int move_ref(struct moving *moving)
 {
 	int error = -ERR_MOVED;
 	for (int try = 0; error == -ERR_MOVED && try < MOVE_TRIES_MAX; try++) {
-		error = move_ref_once(moving, moving->view.overlay != 0);
+		error = move_ref_once(moving, moving->view.overlay != 0, try == 0);
 		if (error == -ERR_MOVED && moving->options->expected)
 			break;
 	}

@@ -27,6 +27,9 @@ void history_free(struct history *history);
  * the last time. -ERR_NO_REVISION, -ERR_AMBIGUOUS (the message lists candidates), -ERR_BAD_NAME. */
 int revision_resolve(struct history *history, const char *expression, struct commit **ret_commit,
                      struct message *message);
+/* The same; a branch may be where this host saw it a moment ago (ref_read_known). */
+int revision_resolve_known(struct history *history, const char *expression,
+                           struct commit **ret_commit, struct message *message);
 /* UTC milliseconds; -ERR_INVALID. A date, minute or second alone means its last millisecond. */
 int time_parse(const char *iso, int64_t *ret_ms);
 void time_format(int64_t ms, char ret_text[32]); /* 2026-11-21T10:00:00.123Z */

@@ -8,7 +8,11 @@
 #include "refs/ref.h"
 
 #include <ctype.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
+
+#include "refs/known.h"
 
 /* A change that must win against others (delete, rename, create over a tombstone) gives up after
  * this many lost races. */
@@ -117,6 +121,34 @@ int ref_read(struct object_store *store, enum ref_kind kind, const char *name, s
 		return rc;
 	if (pointer_is_none(&ref.commit))
 		return no_such_ref(kind, name, message);
+	*ret_ref = ref;
+	memset(&ref, 0, sizeof(ref));
+	return 0;
+}
+
+/* The same as it is known; -ERR_NOT_FOUND when that is not. */
+static int ref_guess(struct object_store *store, enum ref_kind kind, const char *name,
+                     struct ref *ret_ref)
+{
+	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX + 1};
+	char key[REF_KEY_BYTES];
+	struct etag etag = {0};
+
+	ref_key(kind, name, key);
+	int rc = known_ref_guess(store, key, &body, &etag);
+	return rc < 0 ? rc : body_decode(kind, name, &body, &etag, ret_ref, NULL);
+}
+
+int ref_read_known(struct object_store *store, enum ref_kind kind, const char *name,
+                   struct ref *ret_ref, struct message *message)
+{
+	CLEANUP(ref_release) struct ref ref = {0};
+	int rc = ref_name_check(name, message);
+
+	if (rc < 0)
+		return rc;
+	if (ref_guess(store, kind, name, &ref) < 0 || pointer_is_none(&ref.commit))
+		return ref_read(store, kind, name, ret_ref, message);
 	*ret_ref = ref;
 	memset(&ref, 0, sizeof(ref));
 	return 0;
@@ -381,7 +413,10 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
 		int rc;
 
 		if (attempt > 0) {
-			rc = ref_load(store, kind, name, &now, message);
+			/* Settling has just read it. */
+			rc = ref_guess(store, kind, name, &now);
+			if (rc < 0)
+				rc = ref_load(store, kind, name, &now, message);
 			if (rc == 0 && !pointer_is_none(&now.commit))
 				return exists_already(kind, name, message);
 			if (rc < 0 && rc != -ERR_NOT_FOUND)
@@ -461,7 +496,8 @@ int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
 	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
 		CLEANUP(ref_release) struct ref now = {0};
 		CLEANUP(ref_release) struct ref tombstone = {0};
-		int rc = ref_read(store, kind, name, &now, message);
+		int rc = attempt == 0 ? ref_read_known(store, kind, name, &now, message)
+		                      : ref_read(store, kind, name, &now, message);
 
 		if (rc < 0)
 			return rc;
@@ -523,7 +559,7 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 	int rc = ref_name_check(to, message);
 
 	if (rc == 0)
-		rc = ref_read(store, kind, from, &old, message);
+		rc = ref_read_known(store, kind, from, &old, message);
 	if (rc < 0)
 		return rc;
 	if (strcmp(from, to) == 0)
@@ -589,6 +625,115 @@ static void next_collected(struct reader *reader, struct ref *ret_ref)
 		memcpy(ret_ref->etag.text, etag, etag_length);
 }
 
+/* Bodies are read LOAD_WINDOW at a time, by some threads when many are not known. */
+#define LOAD_WINDOW 256
+#define LOAD_THREADS_MAX 16
+#define LOADS_PER_THREAD 4
+
+struct load {
+	struct ref listed;
+	struct ref body;
+	int rc; /* 1: not read yet */
+	struct message message;
+};
+struct loads {
+	struct object_store *store;
+	struct load *items;
+	size_t count;
+	atomic_size_t next;
+};
+
+static void loads_release(struct loads *loads)
+{
+	for (size_t i = 0; i < loads->count; i++)
+		ref_release(&loads->items[i].body);
+	free(loads->items);
+}
+
+static void *load_some(void *context)
+{
+	struct loads *loads = context;
+	size_t at;
+
+	while ((at = atomic_fetch_add(&loads->next, 1)) < loads->count) {
+		struct load *load = &loads->items[at];
+
+		if (load->rc > 0)
+			load->rc = ref_load(loads->store, load->listed.kind, load->listed.name,
+			                    &load->body, &load->message);
+	}
+	return NULL;
+}
+
+/* True when the body with the etag that was listed is known. */
+static bool load_known(struct object_store *store, struct load *load)
+{
+	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX + 1};
+	const struct ref *listed = &load->listed;
+	char key[REF_KEY_BYTES];
+
+	ref_key(listed->kind, listed->name, key);
+	if (known_ref_exact(store, key, &listed->etag, &body) < 0)
+		return false;
+	load->rc = body_decode(listed->kind, listed->name, &body, &listed->etag, &load->body,
+	                       &load->message);
+	return true;
+}
+
+/* The next window's. */
+static void load_bodies(struct loads *loads)
+{
+	pthread_t threads[LOAD_THREADS_MAX];
+	size_t unknown = 0, started = 0;
+
+	for (size_t i = 0; i < loads->count; i++)
+		unknown += !load_known(loads->store, &loads->items[i]);
+	atomic_store(&loads->next, 0);
+	while (started < LOAD_THREADS_MAX && (started + 1) * LOADS_PER_THREAD < unknown &&
+	       pthread_create(&threads[started], NULL, load_some, loads) == 0)
+		started++;
+	load_some(loads);
+	for (size_t i = 0; i < started; i++)
+		pthread_join(threads[i], NULL);
+}
+
+static int tell_body(const struct collected *collected, struct load *load, ref_fn *callback,
+                     void *context, struct message *message)
+{
+	if (load->rc == -ERR_NOT_FOUND)
+		return 0; /* gone since it was listed */
+	if (load->rc < 0)
+		return fail(message, load->rc, "%s", load->message.text);
+	if (pointer_is_none(&load->body.commit) != collected->tombstones)
+		return 0; /* deleted, or restored, since */
+	if (collected->tombstones)
+		load->body.commit = load->body.moves[0].before;
+	return callback(context, &load->body);
+}
+
+static int list_window(struct object_store *store, const struct collected *collected,
+                       struct reader *reader, ref_fn *callback, void *context,
+                       struct message *message)
+{
+	CLEANUP(loads_release) struct loads loads = {.store = store};
+	int rc = 0;
+
+	loads.items = calloc(LOAD_WINDOW, sizeof(*loads.items));
+	if (!loads.items)
+		return fail(message, -ERR_NO_MEMORY, "cannot list refs: out of memory");
+	for (; loads.count < LOAD_WINDOW && reader_left(reader) > 0; loads.count++) {
+		struct load *load = &loads.items[loads.count];
+
+		load->listed.kind = collected->kind;
+		load->rc = 1;
+		next_collected(reader, &load->listed);
+	}
+	load_bodies(&loads);
+	for (size_t i = 0; rc == 0 && i < loads.count; i++)
+		rc = tell_body(collected, &loads.items[i], callback, context, message);
+	return rc;
+}
+
 static int list_refs(struct object_store *store, struct collected *collected, bool bodies,
                      ref_fn *callback, void *context, struct message *message)
 {
@@ -600,27 +745,17 @@ static int list_refs(struct object_store *store, struct collected *collected, bo
 	if (rc < 0)
 		return fail(message, rc, "cannot list refs: %s", error_text(rc));
 	struct reader reader = reader_of(collected->refs.data, collected->refs.length);
-	while (reader_left(&reader) > 0) {
+	while (rc == 0 && reader_left(&reader) > 0) {
 		CLEANUP(ref_release) struct ref ref = {.kind = collected->kind};
-		CLEANUP(ref_release) struct ref body = {0};
 
-		next_collected(&reader, &ref);
 		if (bodies) {
-			rc = ref_load(store, ref.kind, ref.name, &body, message);
-			if (rc == -ERR_NOT_FOUND)
-				continue; /* gone since it was listed */
-			if (rc < 0)
-				return rc;
-			if (pointer_is_none(&body.commit) != collected->tombstones)
-				continue; /* deleted, or restored, since */
-			if (collected->tombstones)
-				body.commit = body.moves[0].before;
+			rc = list_window(store, collected, &reader, callback, context, message);
+			continue;
 		}
-		rc = callback(context, bodies ? &body : &ref);
-		if (rc != 0)
-			return rc;
+		next_collected(&reader, &ref);
+		rc = callback(context, &ref);
 	}
-	return 0;
+	return rc;
 }
 
 int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,

@@ -55,6 +55,10 @@ int ref_name_check(const char *name, struct message *message);
 
 int ref_read(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
              struct message *message); /* -ERR_NOT_FOUND */
+/* As this host saw it a moment ago or made it itself (refs/known.h), where that is known; else as
+ * ref_read. For what ends in ref_move: when that says -ERR_MOVED, ref_read. */
+int ref_read_known(struct object_store *store, enum ref_kind kind, const char *name,
+                   struct ref *ret_ref, struct message *message); /* -ERR_NOT_FOUND */
 /* 0: the ref is what it was when it had the etag `known`; 1: it is not (or `known` is empty), and
  * *ret_ref says what it is. -ERR_NOT_FOUND. On S3 the first costs no body. */
 int ref_read_if_changed(struct object_store *store, enum ref_kind kind, const char *name,
@@ -64,8 +68,10 @@ int ref_read_if_changed(struct object_store *store, enum ref_kind kind, const ch
 int ref_read_deleted(struct object_store *store, enum ref_kind kind, const char *name,
                      struct ref *ret_ref, struct message *message);
 /* Ascending by name. The ref is borrowed; non-zero stops and is returned. The callback may use the
- * store. Without `bodies` one listing is all that is asked of the store: the name is filled in, and
- * the etag where the store tells it. A damaged body ends the list with an error that names it. */
+ * store. Bodies are read beside each other, and not again where the listing tells that they are
+ * known (refs/known.h). Without `bodies` one listing is all that is asked of the store: the name is
+ * filled in, and the etag where the store tells it. A damaged body ends the list with an error that
+ * names it. */
 typedef int ref_fn(void *context, const struct ref *ref);
 int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,
              void *context, struct message *message);
@@ -89,7 +95,7 @@ struct ref_contended {
 int ref_move_contended(struct object_store *store, struct ref *expected,
                        const struct pointer *commit, const struct ref_author *author,
                        struct ref_contended *contended, struct message *message);
-/* Whatever it points to by then. -ERR_NOT_FOUND. One get, one put. */
+/* Whatever it points to by then. -ERR_NOT_FOUND. One put, and a get unless it is known. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
                const struct ref_author *author, struct message *message);
 /* -ERR_EXISTS, -ERR_NOT_FOUND; -ERR_MOVED: both names are left, because somebody moved both. */

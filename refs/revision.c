@@ -240,15 +240,18 @@ static int read_head(struct history *history, const struct ref *ref, struct comm
 	              : 0;
 }
 
-static int resolve_ref(struct history *history, const char *name, struct commit **ret_commit,
-                       struct message *message)
+typedef int read_ref_fn(struct object_store *store, enum ref_kind kind, const char *name,
+                        struct ref *ret_ref, struct message *message);
+
+static int resolve_ref(struct history *history, const char *name, read_ref_fn *read_ref,
+                       struct commit **ret_commit, struct message *message)
 {
 	static const enum ref_kind kinds[] = {REF_BRANCH, REF_TAG};
 
 	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
 		CLEANUP(ref_release) struct ref ref = {0};
 		struct message why = {0};
-		int rc = ref_read(odb_store(history_odb(history)), kinds[i], name, &ref, &why);
+		int rc = read_ref(odb_store(history_odb(history)), kinds[i], name, &ref, &why);
 
 		if (rc == 0)
 			return read_head(history, &ref, ret_commit, message);
@@ -258,8 +261,8 @@ static int resolve_ref(struct history *history, const char *name, struct commit 
 	return -ERR_NO_REVISION;
 }
 
-static int resolve_name(struct history *history, const char *name, struct commit **ret_commit,
-                        struct message *message)
+static int resolve_name(struct history *history, const char *name, read_ref_fn *read_ref,
+                        struct commit **ret_commit, struct message *message)
 {
 	char digits[ID_HEX + 1];
 	bool is_hex = as_digits(name, digits);
@@ -272,7 +275,7 @@ static int resolve_name(struct history *history, const char *name, struct commit
 	}
 	if (ref_name_check(name, NULL) < 0)
 		return not_a_revision(name, message);
-	rc = resolve_ref(history, name, ret_commit, message);
+	rc = resolve_ref(history, name, read_ref, ret_commit, message);
 	if (rc != -ERR_NO_REVISION)
 		return rc;
 	if (is_hex && strlen(digits) >= PREFIX_DIGITS_MIN) {
@@ -374,13 +377,13 @@ static int resolve_at_time(struct history *history, const char *name, const char
 	return rc < 0 ? fail(message, rc, "%s", why.text) : 0;
 }
 
-static int resolve_base(struct history *history, char *base, struct commit **ret_commit,
-                        struct message *message)
+static int resolve_base(struct history *history, char *base, read_ref_fn *read_ref,
+                        struct commit **ret_commit, struct message *message)
 {
 	char *at = strchr(base, '@');
 
 	if (!at)
-		return resolve_name(history, base, ret_commit, message);
+		return resolve_name(history, base, read_ref, ret_commit, message);
 	if (at == base)
 		return not_a_revision(base, message);
 	*at = '\0';
@@ -464,8 +467,8 @@ static int take_steps(struct history *history, const char *expression, const cha
 	return 0;
 }
 
-int revision_resolve(struct history *history, const char *expression, struct commit **ret_commit,
-                     struct message *message)
+static int resolve(struct history *history, const char *expression, read_ref_fn *read_ref,
+                   struct commit **ret_commit, struct message *message)
 {
 	char base[EXPRESSION_MAX];
 	size_t base_length = strcspn(expression, "~^");
@@ -475,7 +478,7 @@ int revision_resolve(struct history *history, const char *expression, struct com
 		return not_a_revision(expression, message);
 	memcpy(base, expression, base_length);
 	base[base_length] = '\0';
-	int rc = resolve_base(history, base, &commit, message);
+	int rc = resolve_base(history, base, read_ref, &commit, message);
 	if (rc < 0)
 		return rc;
 	struct pointer at = commit->self;
@@ -491,4 +494,16 @@ int revision_resolve(struct history *history, const char *expression, struct com
 	}
 	*ret_commit = steal(&commit);
 	return 0;
+}
+
+int revision_resolve(struct history *history, const char *expression, struct commit **ret_commit,
+                     struct message *message)
+{
+	return resolve(history, expression, ref_read, ret_commit, message);
+}
+
+int revision_resolve_known(struct history *history, const char *expression,
+                           struct commit **ret_commit, struct message *message)
+{
+	return resolve(history, expression, ref_read_known, ret_commit, message);
 }

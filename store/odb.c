@@ -113,7 +113,12 @@ struct index *odb_index(const struct odb *odb)
 
 void odb_refresh_condemned(struct odb *odb)
 {
-	index_refresh_condemned(odb->index);
+	index_refresh_condemned(odb->index, false);
+}
+
+void odb_look_ahead(struct odb *odb)
+{
+	index_refresh_condemned(odb->index, true);
 }
 
 void odb_stats(struct odb *odb, struct odb_stats *ret_stats)

@@ -135,6 +135,10 @@ struct packer_stats {
 };
 void packer_stats(struct packer *packer, struct packer_stats *ret_stats);
 
+/* Reads which packs not to rely on when that is soon due. For a thread that waits for nothing: then
+ * packer_new finds it read. */
+void odb_look_ahead(struct odb *odb);
+
 /* -- whole packs, for fsck, gc and rebuilding the index -- */
 struct pack_entry {
 	struct id id;

@@ -11,6 +11,7 @@
 #include "store/odb_index.h"
 
 #define LIST_AGE_MS (10 * 60 * 1000)         /* then it is read again, when a packer is made */
+#define LIST_AHEAD_MS (LIST_AGE_MS / 2)      /* so much earlier by whoever has the time */
 #define LIST_SILENCE_MS_MAX (20 * 60 * 1000) /* well below any grace period */
 #define LOOK_AGAIN_MS (10 * 60 * 1000)       /* at a pack's header, while the list is not read */
 /* kv promises room for transactions of a quarter of its map; every random key may cost a page. */
@@ -159,8 +160,9 @@ static int pack_is_present(struct index *index, const uint8_t pack[PACK_ID_BYTES
 }
 
 /* A list that cannot be read vouches for nothing: no deduplication until it can. */
-void index_refresh_condemned(struct index *index)
+void index_refresh_condemned(struct index *index, bool ahead)
 {
+	int64_t age_ms = ahead ? LIST_AGE_MS - LIST_AHEAD_MS : LIST_AGE_MS;
 	struct condemned_list list = {0};
 	int64_t now_ms = clock_monotonic_ms();
 	bool due, known;
@@ -168,7 +170,7 @@ void index_refresh_condemned(struct index *index)
 	if (!index)
 		return;
 	pthread_mutex_lock(&index->lock);
-	due = !index->condemned_known || now_ms >= index->condemned_ms + LIST_AGE_MS;
+	due = !index->condemned_known || now_ms >= index->condemned_ms + age_ms;
 	pthread_mutex_unlock(&index->lock);
 	if (!due)
 		return;

@@ -32,7 +32,8 @@ void index_drop(struct index *index, const uint8_t pack[PACK_ID_BYTES],
 /* The store has just answered for the pack, or confirmed its put. */
 void index_pack_seen(struct index *index, const uint8_t pack[PACK_ID_BYTES]);
 void index_pack_forget(struct index *index, const uint8_t pack[PACK_ID_BYTES]);
-/* Read the list of packs that gc means to remove, when that was last done a while ago. */
-void index_refresh_condemned(struct index *index);
+/* Read the list of packs that gc means to remove, when that was last done a while ago; with `ahead`
+ * half as long, so that who comes without finds it read. */
+void index_refresh_condemned(struct index *index, bool ahead);
 
 #endif

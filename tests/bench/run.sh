@@ -67,7 +67,9 @@ else
 fi
 
 # Memory: about 6 KB for each file of the large lake.
-if [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] &&
+if [[ " ${BENCH_ONLY:-versions} " != *" versions "* ]]; then
+	:
+elif [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] &&
 	[ "$(df --output=avail -k /dev/shm | tail -n 1)" -gt $((BENCH_FILES * 8)) ] &&
 	[ "$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)" -gt $((BENCH_FILES * 8 + 2000000)) ]; then
 	BENCH_MEMORY=$(mktemp -d -p /dev/shm lake-bench-XXXXXX)

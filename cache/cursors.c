@@ -11,7 +11,9 @@
 #define CREDIT_FIRST ((uint64_t)512 << 10)
 #define CREDIT_START ((uint64_t)4 << 20)      /* for a file read from its first byte */
 #define START_READ_BYTES ((uint64_t)64 << 10) /* by a read that does not just look at a header */
-#define AHEAD_BYTES_MIN ((uint64_t)64 << 10)  /* less is not worth a request */
+/* Less is not worth a request: it waits for more credit. */
+#define AHEAD_BYTES_MIN ((uint64_t)64 << 10)
+#define AHEAD_BYTES_ENOUGH ((uint64_t)512 << 10)
 #define GAP_BYTES_MAX ((uint64_t)1 << 20)
 #define BACK_BYTES_MAX ((uint64_t)2 << 20) /* the kernel's reads overtake each other by so much */
 #define STEADY_BYTES ((uint64_t)16 << 20)  /* a cursor that went on for so long will go on */
@@ -146,7 +148,8 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		return used;
 	uint64_t length = smaller(cursor->at + window - from, read->size - from);
 	length = smaller(length, cursors->credit);
-	if (length < AHEAD_BYTES_MIN && length < read->size - from)
+	uint64_t least = smaller(larger(window / 4, AHEAD_BYTES_MIN), AHEAD_BYTES_ENOUGH);
+	if (length < least && length < read->size - from)
 		return used;
 	cursors->credit -= length;
 	cursor->ahead = from + length;

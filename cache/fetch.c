@@ -20,15 +20,17 @@
 #include <unistd.h>
 
 #define PIECES_MAX 1024 /* in one batch */
-#define BATCH_BYTES_MAX ((uint64_t)16 << 20)
+#define BATCH_BYTES_MAX ((uint64_t)32 << 20)
 /* A reader's share of one request: larger ones are split, for connections have their own limits. */
 #define DEMAND_BYTES_MAX ((uint64_t)2 << 20)
 /* Requests of what is fetched ahead: large ones cost the store less, several arrive sooner. */
-#define AHEAD_BYTES_MIN ((uint64_t)512 << 10)
+#define AHEAD_BYTES_MIN ((uint64_t)1 << 20)
 #define AHEAD_BYTES_MAX ((uint64_t)8 << 20)
-#define AHEAD_PARTS 4 /* of what is asked for at once */
+#define AHEAD_PARTS 2 /* of what is asked for at once */
 #define AHEAD_PAUSE_MS 1000
-#define CACHE_PARTS 16 /* a window is at most one of them */
+#define WRITE_BYTES \
+	((uint64_t)256 << 10) /* at once: half of a processor's second-level cache at most */
+#define CACHE_PARTS 16        /* a window is at most one of them */
 #define WINDOW_BYTES_LEAST ((uint64_t)1 << 20)
 #define BULK_BYTES ((uint64_t)64 << 20)
 #define BULK_STEP_BYTES ((uint64_t)8 << 20)
@@ -328,22 +330,51 @@ static struct job *claim_missing(struct blob *blob, struct batch *batch,
 
 /* -- fetching -- */
 
-/* Neighbours in the file mostly are neighbours in memory, too: one write for each run. */
-static int write_pieces(int writer, const struct piece *const *pieces, const uint8_t **bytes,
-                        size_t count)
+/* Verified bytes on their way into the file: collected while they lie together in memory as in the
+ * file, and written while they are still in the processor's cache. */
+struct writing {
+	int writer;
+	const struct piece *const *pieces;
+	const uint8_t *bytes;
+	uint64_t start, length;
+	struct cache *cache;
+	struct message *message;
+};
+
+static int write_collected(struct writing *writing)
 {
-	for (size_t i = 0; i < count;) {
-		uint64_t start = pieces[i]->offset, length = pieces[i]->length;
-		const uint8_t *from = bytes[i];
-		for (i++;
-		     i < count && pieces[i]->offset == start + length && bytes[i] == from + length;
-		     i++)
-			length += pieces[i]->length;
-		int error = write_full(writer, from, length, (off_t)start);
-		if (error)
-			return error;
+	int error = 0;
+	if (writing->length) {
+		error = write_full(writing->writer, writing->bytes, writing->length,
+		                   (off_t)writing->start);
+		if (error == -ERR_NO_SPACE && evict_now(writing->cache, writing->length))
+			error = write_full(writing->writer, writing->bytes, writing->length,
+			                   (off_t)writing->start);
 	}
+	writing->length = 0;
+	if (error)
+		return fail(writing->message, error,
+		            "cannot keep a part of a file in %s: %s; free some space on that disk",
+		            writing->cache->path, error_text(error));
 	return 0;
+}
+
+static int collect_bytes(void *context, size_t i, const uint8_t *bytes, bool last)
+{
+	struct writing *writing = context;
+	const struct piece *piece = writing->pieces[i];
+	bool goes_on = writing->length && piece->offset == writing->start + writing->length &&
+	               bytes == writing->bytes + writing->length;
+	int error = 0;
+	if (!goes_on) {
+		error = write_collected(writing);
+		writing->bytes = bytes;
+		writing->start = piece->offset;
+	}
+	writing->length += piece->length;
+	if (!error && (last || writing->length >= WRITE_BYTES))
+		error = write_collected(writing);
+	return error;
 }
 
 static int no_memory(struct message *message)
@@ -354,26 +385,17 @@ static int no_memory(struct message *message)
 static int read_and_write(const struct job *job, const struct piece *const *pieces, size_t count,
                           uint64_t length, struct buffer *scratch, struct message *message)
 {
-	CLEANUP(free_pointer) const uint8_t **bytes = malloc(count * sizeof(*bytes));
 	CLEANUP(free_pointer) struct pointer *pointers = malloc(count * sizeof(*pointers));
-	if (!bytes || !pointers)
+	if (!pointers)
 		return no_memory(message);
 	for (size_t i = 0; i < count; i++)
 		pointers[i] = pieces[i]->pointer;
 	struct cache *cache = job->blob->cache;
-	int writer = job->blob->writer;
-	int error = odb_borrow_chunks(cache->odb, pointers, count, scratch, bytes, message);
-	if (error)
-		return error;
+	struct writing writing = {
+	        .writer = job->blob->writer, .pieces = pieces, .cache = cache, .message = message};
 	evict_before(cache, length);
-	error = write_pieces(writer, pieces, bytes, count);
-	if (error == -ERR_NO_SPACE && evict_now(cache, length))
-		error = write_pieces(writer, pieces, bytes, count);
-	if (error)
-		return fail(message, error,
-		            "cannot keep %llu bytes in %s: %s; free some space on that disk",
-		            (unsigned long long)length, cache->path, error_text(error));
-	return 0;
+	return odb_visit_chunks(cache->odb, pointers, count, scratch, collect_bytes, &writing,
+	                        message);
 }
 
 static void account(struct blob *blob, enum job_kind kind, uint64_t fetched)
@@ -778,6 +800,17 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 	return error;
 }
 
+/* What fills the disk must be gone when the last handle is: nobody may be writing to it any more.
+ */
+static void give_up(struct blob *blob)
+{
+	pool_cancel(blob->cache->pool, blob);
+	pthread_mutex_lock(&blob->lock);
+	while (blob->jobs)
+		pthread_cond_wait(&blob->changed, &blob->lock);
+	pthread_mutex_unlock(&blob->lock);
+}
+
 int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message)
 {
 	uint64_t ahead = 0, claimed;
@@ -792,6 +825,8 @@ int blob_complete_now(struct blob *blob, const struct progress *progress, struct
 			ahead = fetch_ahead(blob, JOB_BULK, ahead, end, &claimed);
 		uint64_t step = left > BULK_STEP_BYTES ? BULK_STEP_BYTES : left;
 		int error = fetch_range(blob, at, at + step, message);
+		if (error == -ERR_NO_SPACE)
+			give_up(blob);
 		if (error)
 			return error;
 		pthread_mutex_lock(&blob->lock);

@@ -45,19 +45,42 @@ static struct job *job_of(struct chunk_queue *queue, size_t number)
 	return &queue->jobs[number % QUEUE_JOBS_MAX];
 }
 
+struct turn {
+	struct chunk_queue *queue;
+	size_t number;
+};
+
+/* Jobs are begun in order, so whoever waits here waits for somebody who does not. */
+static void wait_for_turn(void *context)
+{
+	const struct turn *turn = context;
+	struct chunk_queue *queue = turn->queue;
+
+	pthread_mutex_lock(&queue->lock);
+	for (size_t before = queue->first; before < turn->number;) {
+		if (before < queue->first || job_of(queue, before)->done)
+			before++;
+		else
+			pthread_cond_wait(&queue->ended, &queue->lock);
+	}
+	pthread_mutex_unlock(&queue->lock);
+}
+
 /* Do the oldest job that waits; there is one. The lock is given up meanwhile. */
 static void run_next(struct chunk_queue *queue)
 {
-	struct job *job = job_of(queue, queue->next++);
+	struct turn turn = {queue, queue->next++};
+	struct packer_turn in_turn = {wait_for_turn, &turn};
+	struct job *job = job_of(queue, turn.number);
 
 	if (job->done)
 		return; /* a hole */
 	pthread_mutex_unlock(&queue->lock);
-	job->error = packer_add_chunk(queue->packer, job->bytes, (size_t)job->entry.length,
-	                              &job->entry.pointer, NULL, &job->message);
+	job->error = packer_add_chunk_in_turn(queue->packer, job->bytes, (size_t)job->entry.length,
+	                                      &in_turn, &job->entry.pointer, NULL, &job->message);
 	pthread_mutex_lock(&queue->lock);
 	job->done = true;
-	pthread_cond_signal(&queue->ended);
+	pthread_cond_broadcast(&queue->ended);
 }
 
 static void *thread_run(void *argument)

@@ -461,7 +461,7 @@ int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer
 struct chunk_read {
 	const struct pointer *pointer;
 	uint8_t *out;
-	size_t at, index; /* where it lies in what is borrowed; in the caller's array */
+	size_t index; /* in the caller's array */
 };
 
 static int chunk_read_compare(const void *a, const void *b)
@@ -566,96 +566,97 @@ static bool is_stored_raw(const struct place *place)
 	return place->codec == CODEC_RAW && place->key == 0;
 }
 
-/* The memory that what the sorted reads borrow can take. */
-static size_t borrow_bytes(const struct chunk_read *reads, size_t count)
+/* One chunk of a run of which `got` bytes came, at the beginning of the scratch memory. What did
+ * not come, or is damaged, is asked for again by itself. The memory was reserved: it does not move.
+ */
+static int visit_one(struct odb *odb, const struct pointer *pointer, size_t from, size_t got,
+                     struct buffer *scratch, const uint8_t **ret_bytes, struct message *message)
 {
-	size_t bytes = 0;
-
-	for (size_t start = 0, length; start < count; start += length) {
-		uint64_t end;
-
-		length = run_length(reads + start, count - start, &end);
-		bytes += end - reads[start].pointer->place.offset;
-	}
-	for (size_t i = 0; i < count; i++)
-		if (!is_stored_raw(&reads[i].pointer->place))
-			bytes += reads[i].pointer->place.raw;
-	return bytes;
-}
-
-/* One chunk of a run whose bytes lie in [base, base + got) of the scratch memory. */
-static int borrow_one(struct odb *odb, struct chunk_read *read, uint64_t run_offset, size_t base,
-                      size_t got, struct buffer *scratch, struct message *message)
-{
-	const struct pointer *pointer = read->pointer;
 	const struct place *place = &pointer->place;
-	size_t from = place->offset - run_offset;
 	bool here = from + place->stored <= got;
+	uint8_t *bytes = scratch->data + from;
 	int error = here ? 0 : -ERR_CORRUPT;
 
-	read->at = base + from;
 	if (!is_stored_raw(place)) {
-		error = buffer_reserve(scratch, place->raw);
-		if (error)
-			return place_fail(message, place, error);
-		read->at = scratch->length;
+		bytes = scratch->data + scratch->length;
 		scratch->length += place->raw;
-		error = here ? codec_decode(scratch->data + base + from, place,
-		                            scratch->data + read->at)
-		             : -ERR_CORRUPT;
+		if (here)
+			error = codec_decode(scratch->data + from, place, bytes);
 	}
 	if (!error)
-		error = record_verify(RECORD_CHUNK, &pointer->id, scratch->data + read->at,
-		                      place->raw);
+		error = record_verify(RECORD_CHUNK, &pointer->id, bytes, place->raw);
+	*ret_bytes = bytes;
 	if (error == -ERR_CORRUPT)
-		return read_one(odb, RECORD_CHUNK, pointer, scratch->data + read->at, message);
+		return read_one(odb, RECORD_CHUNK, pointer, bytes, message);
 	return error ? place_fail(message, place, error) : 0;
 }
 
-static int borrow_small(struct odb *odb, struct chunk_read *read, struct buffer *scratch,
-                        struct message *message)
+/* As read_one does it, with a window around it. */
+static int visit_small(struct odb *odb, const struct chunk_read *read, struct buffer *scratch,
+                       chunk_fn *visit, void *context, struct message *message)
 {
-	const struct pointer *pointer = read->pointer;
-	int error = buffer_reserve(scratch, pointer->place.raw);
+	const struct place *place = &read->pointer->place;
+	int error;
 
+	buffer_clear(scratch);
+	error = buffer_reserve(scratch, place->raw);
 	if (error)
-		return place_fail(message, &pointer->place, error);
-	read->at = scratch->length;
-	scratch->length += pointer->place.raw;
-	return read_one(odb, RECORD_CHUNK, pointer, scratch->data + read->at, message);
+		return place_fail(message, place, error);
+	error = read_one(odb, RECORD_CHUNK, read->pointer, scratch->data, message);
+	return error ? error : visit(context, read->index, scratch->data, true);
 }
 
-static int borrow_run(struct odb *odb, struct chunk_read *reads, size_t count, uint64_t end,
-                      struct buffer *scratch, struct message *message)
+static int fetch_run(struct odb *odb, const struct chunk_read *reads, size_t count, uint64_t end,
+                     struct buffer *scratch, size_t *ret_got, struct message *message)
 {
 	const struct place *first = &reads[0].pointer->place;
-	size_t base = scratch->length, wanted = end - first->offset;
+	size_t wanted = end - first->offset, memory = wanted;
+	int error;
+
+	for (size_t i = 0; i < count; i++)
+		if (!is_stored_raw(&reads[i].pointer->place))
+			memory += reads[i].pointer->place.raw;
+	buffer_clear(scratch);
+	error = buffer_reserve(scratch, memory);
+	if (!error)
+		error = fetch(odb, first->pack, first->offset, wanted, scratch, message);
+	if (error)
+		return place_fail(message, first, error);
+	*ret_got = scratch->length < wanted ? scratch->length : wanted;
+	scratch->length = wanted;
+	return 0;
+}
+
+static int visit_run(struct odb *odb, const struct chunk_read *reads, size_t count, uint64_t end,
+                     struct buffer *scratch, chunk_fn *visit, void *context,
+                     struct message *message)
+{
+	const struct place *first = &reads[0].pointer->place;
+	size_t got = 0;
 	int error;
 
 	if (count == 1 && is_small(odb, RECORD_CHUNK, first))
-		return borrow_small(odb, &reads[0], scratch, message);
-	error = fetch(odb, first->pack, first->offset, wanted, scratch, message);
+		return visit_small(odb, &reads[0], scratch, visit, context, message);
+	error = fetch_run(odb, reads, count, end, scratch, &got, message);
+	for (size_t i = 0; !error && i < count; i++) {
+		const struct pointer *pointer = reads[i].pointer;
+		const uint8_t *bytes;
 
-	if (error)
-		return place_fail(message, first, error);
-	size_t got = scratch->length - base < wanted ? scratch->length - base : wanted;
-	/* What did not come is asked for again, one by one, into its place. */
-	error = buffer_reserve(scratch, wanted - got);
-	if (error)
-		return place_fail(message, first, error);
-	scratch->length = base + wanted;
-	for (size_t i = 0; !error && i < count; i++)
-		error = borrow_one(odb, &reads[i], first->offset, base, got, scratch, message);
+		error = visit_one(odb, pointer, pointer->place.offset - first->offset, got, scratch,
+		                  &bytes, message);
+		if (!error)
+			error = visit(context, reads[i].index, bytes, i + 1 == count);
+	}
 	return error;
 }
 
-int odb_borrow_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
-                      struct buffer *scratch, const uint8_t **ret_bytes, struct message *message)
+int odb_visit_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
+                     struct buffer *scratch, chunk_fn *visit, void *context,
+                     struct message *message)
 {
 	CLEANUP(free_pointer) struct chunk_read *reads = calloc(count + 1, sizeof(*reads));
 	int error = 0;
 
-	buffer_clear(scratch);
 	if (!reads)
 		return fail(message, -ERR_NO_MEMORY, "reading %zu chunks", count);
 	for (size_t i = 0; i < count; i++) {
@@ -664,16 +665,12 @@ int odb_borrow_chunks(struct odb *odb, const struct pointer *pointers, size_t co
 		reads[i] = (struct chunk_read){.pointer = &pointers[i], .index = i};
 	}
 	qsort(reads, count, sizeof(*reads), chunk_read_compare);
-	if (buffer_reserve(scratch, borrow_bytes(reads, count)))
-		return fail(message, -ERR_NO_MEMORY, "no memory for %zu chunks", count);
 	for (size_t start = 0, length; !error && start < count; start += length) {
 		uint64_t end;
 
 		length = run_length(reads + start, count - start, &end);
-		error = borrow_run(odb, reads + start, length, end, scratch, message);
+		error = visit_run(odb, reads + start, length, end, scratch, visit, context,
+		                  message);
 	}
-	/* Only now: the memory may have moved. */
-	for (size_t i = 0; !error && i < count; i++)
-		ret_bytes[reads[i].index] = scratch->data + reads[i].at;
 	return error;
 }

@@ -98,11 +98,15 @@ int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t coun
  * at most so many bytes. */
 #define ODB_GAP_BYTES_MAX (128u << 10)
 #define ODB_RUN_BYTES_MAX (16u << 20)
-/* The same without copying what is stored as it is: ret_bytes[i] points to pointers[i].place.raw
- * verified bytes in `scratch`, whose content is replaced, and which keeps them until it is changed.
- * Costs as much memory as is fetched, and the raw bytes of what is compressed. */
-int odb_borrow_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
-                      struct buffer *scratch, const uint8_t **ret_bytes, struct message *message);
+/* The same without copying what is stored as it is: `visit` is called for each chunk, in the order
+ * in which they lie in packs, with pointers[i].place.raw verified bytes. They stay where they are
+ * until it has returned for the `last` chunk of the request that brought them. Non-zero from it
+ * stops and is returned. `scratch` is memory to use, whatever it holds; it grows to one request and
+ * what of that is compressed, decoded. */
+typedef int chunk_fn(void *context, size_t i, const uint8_t *bytes, bool last);
+int odb_visit_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
+                     struct buffer *scratch, chunk_fn *visit, void *context,
+                     struct message *message);
 
 /*
  * packer — collects new records into packs. Several threads may add to one packer.
@@ -119,6 +123,16 @@ void packer_free(struct packer *packer); /* accepts NULL */
  * pointer; *ret_new (may be NULL) says whether bytes were added. */
 int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
                      struct pointer *ret_pointer, bool *ret_new, struct message *message);
+/* The same by one of several threads that store the chunks of one file: `wait` returns when the
+ * chunks before it are in, so that they lie in a pack as in the file. Called without locks, at most
+ * once. */
+struct packer_turn {
+	void (*wait)(void *context);
+	void *context;
+};
+int packer_add_chunk_in_turn(struct packer *packer, const void *bytes, size_t length,
+                             const struct packer_turn *turn, struct pointer *ret_pointer,
+                             bool *ret_new, struct message *message);
 /* The same for a record with places. id = SHA-256(tag(kind) || logical). */
 int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
                       size_t logical_length, const void *places, size_t places_length,
@@ -157,6 +171,9 @@ typedef int pack_list_fn(void *context, const uint8_t pack[PACK_ID_BYTES], uint6
 int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct message *message);
 /* Remove a pack and every index entry that points into it. */
 int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message);
+/* The same for many: removed in few requests. On an error some may be gone. */
+int odb_packs_remove(struct odb *odb, const uint8_t (*packs)[PACK_ID_BYTES], size_t count,
+                     struct message *message);
 
 struct odb_stats {
 	uint64_t reads, read_bytes; /* requests for records, and what they brought */

@@ -467,8 +467,8 @@ static bool find(struct packer *packer, const struct id *id, enum record_kind ki
 }
 
 static int add(struct packer *packer, const struct id *id, enum record_kind kind, const void *raw,
-               size_t length, const uint8_t seal[CHECK_BYTES], struct place *ret_place,
-               bool *ret_new, struct message *message)
+               size_t length, const uint8_t seal[CHECK_BYTES], const struct packer_turn *turn,
+               struct place *ret_place, bool *ret_new, struct message *message)
 {
 	struct encoded encoded;
 	struct pack **slot;
@@ -481,6 +481,8 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
 	error = codec_encode(raw, length, odb_level(packer->odb), &encoded);
 	if (error)
 		return fail(message, error, "encoding a record of %zu bytes", length);
+	if (turn)
+		turn->wait(turn->context);
 
 	pthread_mutex_lock(&packer->lock);
 	error = slot_for(packer, kind, encoded.stored, &slot, message);
@@ -500,8 +502,9 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
 	return error;
 }
 
-int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
-                     struct pointer *ret_pointer, bool *ret_new, struct message *message)
+int packer_add_chunk_in_turn(struct packer *packer, const void *bytes, size_t length,
+                             const struct packer_turn *turn, struct pointer *ret_pointer,
+                             bool *ret_new, struct message *message)
 {
 	static const uint8_t no_seal[CHECK_BYTES];
 	struct pointer pointer;
@@ -510,14 +513,20 @@ int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
 
 	assert(length > 0 && length <= RECORD_RAW_MAX);
 	sha256_of(bytes, length, &pointer.id);
-	error = add(packer, &pointer.id, RECORD_CHUNK, bytes, length, no_seal, &pointer.place, &new,
-	            message);
+	error = add(packer, &pointer.id, RECORD_CHUNK, bytes, length, no_seal, turn, &pointer.place,
+	            &new, message);
 	if (error)
 		return error;
 	*ret_pointer = pointer;
 	if (ret_new)
 		*ret_new = new;
 	return 0;
+}
+
+int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
+                     struct pointer *ret_pointer, bool *ret_new, struct message *message)
+{
+	return packer_add_chunk_in_turn(packer, bytes, length, NULL, ret_pointer, ret_new, message);
 }
 
 int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
@@ -541,7 +550,7 @@ int packer_add_record(struct packer *packer, enum record_kind kind, const void *
 	error = record_id(kind, logical, logical_length, &pointer.id);
 	if (error)
 		return fail(message, error, "hashing a record");
-	error = add(packer, &pointer.id, kind, raw, length, raw + length - SEAL_BYTES,
+	error = add(packer, &pointer.id, kind, raw, length, raw + length - SEAL_BYTES, NULL,
 	            &pointer.place, &new, message);
 	if (error)
 		return error;

@@ -39,13 +39,14 @@ static int64_t known_limit(const struct contention *contention)
 	return age_ms > contention->limit_ms * LASTING_LIMITS ? 0 : contention->limit_ms;
 }
 
-void contention_enter(struct contention *contention)
+bool contention_enter(struct contention *contention)
 {
 	pthread_mutex_lock(&lock);
 	int64_t limit_ms = known_limit(contention);
 	pthread_mutex_unlock(&lock);
 	if (limit_ms > 0)
 		pause_up_to(limit_ms);
+	return limit_ms > 0;
 }
 
 void contention_lost(struct contender *contender, int64_t took_ms)

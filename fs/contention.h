@@ -10,14 +10,16 @@
 #ifndef FS_CONTENTION_H
 #define FS_CONTENTION_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct contention { /* for a branch; zero: nobody else */
 	int64_t limit_ms;
 	int64_t last_ms; /* monotonic */
 };
-/* Wait before the first attempt to change it, when there was contention just now. Blocks. */
-void contention_enter(struct contention *contention);
+/* Wait before the first attempt to change it, when there was contention just now: returns whether
+ * there was. Blocks. */
+bool contention_enter(struct contention *contention);
 
 /* One change of the branch. */
 struct contender {

@@ -29,6 +29,10 @@
 /* A lost race repeats the merge, the commit's record and the move, no content; others were served
  * meanwhile. So who loses all the time is given up by the clock, not by a count. */
 #define MOVE_MS_MAX 60000
+#define CLAIM_AFTER 3    /* lost attempts */
+#define CLAIM_ATTEMPTS 4 /* for so many times as one takes */
+#define CLAIM_MS_MAX 5000
+#define CLAIM_LOOKS 16 /* meanwhile, by each who waits */
 #define POLL_MS_MIN 5
 #define POLL_MS_MAX 100
 #define UNINTEND_TRIES_MAX 20
@@ -55,6 +59,7 @@ struct committing {
 	struct merge_side shown; /* made's tree */
 	bool rebased;
 	bool guessing; /* the head is where this host saw it last: only a move can tell */
+	uint8_t claim_seen[REF_NONCE_BYTES]; /* ours, or one that was waited for */
 };
 
 static void committing_release(struct committing *committing)
@@ -453,6 +458,8 @@ static void drop_left(struct committing *committing)
 static void lost_race(void *context)
 {
 	struct committing *committing = context;
+	if (committing->guessing) /* no race, as far as anybody knows */
+		return;
 	contention_lost(&committing->contender,
 	                clock_monotonic_ms() - committing->attempt_started_ms);
 }
@@ -494,13 +501,61 @@ static int fail_gone(struct committing *committing, int error)
 	            branch, branch, branch);
 }
 
+/* The head as it is when whoever claimed it has moved it, or his time is over. */
+static int wait_for_claim(struct committing *committing)
+{
+	struct object_store *store = odb_store(committing->trees->odb);
+	struct ref *head = &committing->head;
+	int error = 0;
+	while (!error && head->claim.who &&
+	       memcmp(head->claim.nonce, committing->claim_seen, REF_NONCE_BYTES) != 0) {
+		unsigned pause = head->claim_ms / CLAIM_LOOKS + 1;
+		int64_t deadline_ms = clock_monotonic_ms() + head->claim_ms;
+		int changed = 0;
+		memcpy(committing->claim_seen, head->claim.nonce, REF_NONCE_BYTES);
+		while (changed == 0 && clock_monotonic_ms() < deadline_ms) {
+			struct ref now = {0};
+			pause_ms((int)(pause / 2 + random_u64() % pause));
+			changed = ref_read_if_changed(store, REF_BRANCH, head->name, &head->etag,
+			                              &now, committing->message);
+			if (changed <= 0)
+				continue;
+			ref_release(head);
+			*head = now;
+		}
+		error = changed < 0 ? changed : 0;
+	}
+	return error;
+}
+
+/* Who has lost often lost to attempts that are shorter than his, by what he has to read and merge
+ * first. Without merging he is as quick as anybody. */
+static int claim(struct committing *committing)
+{
+	struct ref_contended contended = {0};
+	struct ref_author author = {committing->options->author, NULL};
+	int64_t for_ms = committing->contender.attempt_ms * CLAIM_ATTEMPTS;
+	if (committing->contender.lost < CLAIM_AFTER)
+		return 0;
+	if (for_ms > CLAIM_MS_MAX)
+		for_ms = CLAIM_MS_MAX;
+	int error = ref_claim(odb_store(committing->trees->odb), &committing->head,
+	                      (unsigned)for_ms, &author, &contended, committing->message);
+	if (!error)
+		memcpy(committing->claim_seen, committing->head.claim.nonce, REF_NONCE_BYTES);
+	if (error != -ERR_MOVED)
+		return 0; /* the rest goes without it, or fails likewise */
+	ref_release(&committing->head);
+	committing->head = contended.now;
+	return error;
+}
+
 /* One attempt on the head as it is, or seems. -ERR_MOVED: it was moved first. */
 static int commit_once(struct committing *committing)
 {
 	struct object_store *store = odb_store(committing->trees->odb);
 	const char *branch = worktree_branch(committing->worktree);
 	int error = 0;
-	committing->attempt_started_ms = clock_monotonic_ms();
 	if (committing->head.move_count > 0)
 		committing->guessing = false; /* where the loser of a race saw it */
 	else if (committing->guessing)
@@ -508,8 +563,13 @@ static int commit_once(struct committing *committing)
 		                       committing->message);
 	else
 		error = ref_read(store, REF_BRANCH, branch, &committing->head, committing->message);
+	if (!error)
+		error = wait_for_claim(committing);
 	if (error == -ERR_NOT_FOUND)
 		return fail_gone(committing, error);
+	committing->attempt_started_ms = clock_monotonic_ms();
+	if (!error)
+		error = claim(committing);
 	if (!error)
 		error = make_commit(committing);
 	if (!error)
@@ -612,9 +672,8 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 	        .trees = worktree->trees,
 	        .options = options,
 	        .message = &said,
-	        .guessing = true,
 	};
-	contention_enter(&worktree->contention);
+	committing.guessing = !contention_enter(&worktree->contention);
 	int error = path_set_init(&committing.paths, options->paths, options->path_count, &said);
 	if (!error)
 		error = packer_new(committing.trees->odb, &committing.packer);

@@ -280,6 +280,16 @@ static bool has_nonce(const struct ref *ref, const uint8_t nonce[REF_NONCE_BYTES
 	return false;
 }
 
+static int settle_claim(struct ref *next, const struct ref *now, const struct etag *expected,
+                        int failure)
+{
+	if (now->claim.who && memcmp(now->claim.nonce, next->claim.nonce, REF_NONCE_BYTES) == 0) {
+		next->etag = now->etag;
+		return 0;
+	}
+	return strcmp(now->etag.text, expected->text) == 0 ? failure : -ERR_MOVED;
+}
+
 /*
  * The put of `next` failed with `failure`, but the store may have acted, now or in an attempt that
  * the backend repeated. Read back: nonces tell. 0: it did. `message` holds the put's own text.
@@ -303,6 +313,8 @@ static int settle(struct object_store *store, struct ref *next, const struct eta
 		            "whether %s '%s' was moved is not known, because it could not be read "
 		            "back (%s); look at `lakectl reflog` once the store answers",
 		            kind_word(next->kind), next->name, why.text);
+	if (next->claim.who)
+		return settle_claim(next, now, expected, failure);
 	if (has_nonce(now, next->moves[0].nonce)) {
 		/* When somebody moved on already, the old etag makes the next move notice. */
 		if (memcmp(now->moves[0].nonce, next->moves[0].nonce, REF_NONCE_BYTES) == 0)
@@ -315,9 +327,8 @@ static int settle(struct object_store *store, struct ref *next, const struct eta
 		return failure;
 	if (!expected)
 		return -ERR_EXISTS;
-	if (next->move_count > 1 &&
-	    memcmp(now->moves[0].nonce, next->moves[1].nonce, REF_NONCE_BYTES) == 0)
-		return failure; /* nothing happened to it */
+	if (strcmp(now->etag.text, expected->text) == 0)
+		return failure; /* nothing happened to it, not even a claim */
 	if (next->move_count > 1 && has_nonce(now, next->moves[1].nonce))
 		return -ERR_MOVED; /* every move since ours began is there, and ours is not */
 	return failure;
@@ -488,6 +499,57 @@ int ref_move(struct object_store *store, struct ref *expected, const struct poin
 
 	ref_release(&contended.now);
 	return rc;
+}
+
+/* `expected` as it is, claimed. */
+static int claimed(const struct ref *expected, unsigned for_ms, const struct ref_author *author,
+                   struct ref *ret_next)
+{
+	CLEANUP(ref_release)
+	struct ref next = {.kind = expected->kind, .commit = expected->commit, .claim_ms = for_ms};
+
+	snprintf(next.name, sizeof(next.name), "%s", expected->name);
+	next.moves = calloc(expected->move_count, sizeof(*next.moves));
+	if (!next.moves)
+		return -ERR_NO_MEMORY;
+	for (size_t i = 0; i < expected->move_count; i++) {
+		int rc = copy_move(&expected->moves[i], &next.moves[i]);
+
+		next.move_count = i + 1;
+		if (rc < 0)
+			return rc;
+	}
+	next.claim.before = next.claim.after = expected->commit;
+	next.claim.time_ms = clock_wall_ms();
+	random_bytes(next.claim.nonce, REF_NONCE_BYTES);
+	next.claim.who = one_line(author->who);
+	if (!next.claim.who || asprintf(&next.claim.command, "claim %u", for_ms) < 0) {
+		next.claim.command = NULL;
+		return -ERR_NO_MEMORY;
+	}
+	*ret_next = next;
+	memset(&next, 0, sizeof(next));
+	return 0;
+}
+
+int ref_claim(struct object_store *store, struct ref *expected, unsigned for_ms,
+              const struct ref_author *author, struct ref_contended *contended,
+              struct message *message)
+{
+	CLEANUP(ref_release) struct ref next = {0};
+	int rc = claimed(expected, for_ms, author, &next);
+
+	if (rc < 0)
+		return fail(message, rc, "%s", error_text(rc));
+	rc = ref_publish(store, &next, &expected->etag, contended, message);
+	if (pointer_is_none(&contended->now.commit))
+		ref_release(&contended->now);
+	if (rc < 0)
+		return rc;
+	ref_release(expected);
+	*expected = next;
+	memset(&next, 0, sizeof(next));
+	return 0;
 }
 
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,

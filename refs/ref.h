@@ -41,6 +41,8 @@ struct ref {
 	struct etag etag;
 	struct ref_move *moves; /* newest first, at least one */
 	size_t move_count;
+	struct ref_move claim; /* after the newest; `who` NULL: none */
+	unsigned claim_ms;
 };
 void ref_release(struct ref *ref); /* frees what it points to; accepts zeroed */
 
@@ -95,6 +97,14 @@ struct ref_contended {
 int ref_move_contended(struct object_store *store, struct ref *expected,
                        const struct pointer *commit, const struct ref_author *author,
                        struct ref_contended *contended, struct message *message);
+/* Ask others to leave the branch alone for so long (1 to REF_CLAIM_MS_MAX), for who loses all the
+ * time because the others' attempts are shorter than his. It stands in the ref until that moves or
+ * somebody else claims it, binds nobody and is no move. As for moving, *expected is updated, and
+ * -ERR_MOVED: contended->now. */
+#define REF_CLAIM_MS_MAX 60000
+int ref_claim(struct object_store *store, struct ref *expected, unsigned for_ms,
+              const struct ref_author *author, struct ref_contended *contended,
+              struct message *message);
 /* Whatever it points to by then. -ERR_NOT_FOUND. One put, and a get unless it is known. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
                const struct ref_author *author, struct message *message);

@@ -14,12 +14,48 @@ static const uint8_t magic[4] = {'L', 'R', 'E', 'F'};
 
 void ref_release(struct ref *ref)
 {
+	free(ref->claim.who);
+	free(ref->claim.command);
 	for (size_t i = 0; i < ref->move_count; i++) {
 		free(ref->moves[i].who);
 		free(ref->moves[i].command);
 	}
 	free(ref->moves);
 	memset(ref, 0, sizeof(*ref));
+}
+
+/* -- claims: in the place of a move that goes nowhere -- */
+
+#define CLAIM_WORD "claim "
+
+/* One form only: no leading zero, in range. 0: it is none. */
+static unsigned claim_ms_of(const char *command)
+{
+	unsigned ms = 0;
+
+	if (strncmp(command, CLAIM_WORD, strlen(CLAIM_WORD)) != 0)
+		return 0;
+	command += strlen(CLAIM_WORD);
+	if (*command == '0')
+		return 0;
+	for (; *command >= '0' && *command <= '9' && ms <= REF_CLAIM_MS_MAX; command++)
+		ms = ms * 10 + (unsigned)(*command - '0');
+	return *command || ms > REF_CLAIM_MS_MAX ? 0 : ms;
+}
+
+static bool is_claim(const struct ref_move *move)
+{
+	return !pointer_is_none(&move->after) && id_equal(&move->before.id, &move->after.id) &&
+	       claim_ms_of(move->command) > 0;
+}
+
+static void take_claim(struct ref *ref)
+{
+	ref->claim = ref->moves[0];
+	ref->claim_ms = claim_ms_of(ref->claim.command);
+	ref->move_count--;
+	memmove(&ref->moves[0], &ref->moves[1], ref->move_count * sizeof(ref->moves[0]));
+	memset(&ref->moves[ref->move_count], 0, sizeof(ref->moves[0]));
 }
 
 /* -- encoding -- */
@@ -39,18 +75,37 @@ static void encode_text(struct buffer *body, const char *text)
 	buffer_append(body, text, length);
 }
 
+static bool move_is_valid(const struct ref_move *move)
+{
+	return move->who && move->command && strlen(move->who) <= REF_TEXT_MAX &&
+	       strlen(move->command) <= REF_TEXT_MAX;
+}
+
+static void encode_move(struct buffer *body, const struct ref_move *move)
+{
+	buffer_append(body, move->nonce, REF_NONCE_BYTES);
+	buffer_u64(body, (uint64_t)move->time_ms);
+	encode_text(body, move->who);
+	encode_text(body, move->command);
+	encode_pointer(body, &move->after);
+}
+
 static bool ref_is_chain(const struct ref *ref)
 {
 	if (ref->move_count < 1 || ref->move_count > REF_MOVES_MAX ||
 	    !id_equal(&ref->commit.id, &ref->moves[0].after.id))
 		return false;
+	if (ref->claim.who && (!move_is_valid(&ref->claim) || !is_claim(&ref->claim) ||
+	                       ref->claim_ms != claim_ms_of(ref->claim.command) ||
+	                       !id_equal(&ref->claim.after.id, &ref->commit.id)))
+		return false;
+	/* or decoding would take it for one */
+	if (!ref->claim.who && ref->move_count > 1 && is_claim(&ref->moves[0]))
+		return false;
 	for (size_t i = 0; i < ref->move_count; i++) {
-		const struct ref_move *move = &ref->moves[i];
-
-		if (!move->who || !move->command || strlen(move->who) > REF_TEXT_MAX ||
-		    strlen(move->command) > REF_TEXT_MAX)
+		if (!move_is_valid(&ref->moves[i]))
 			return false;
-		if (i > 0 && !id_equal(&ref->moves[i - 1].before.id, &move->after.id))
+		if (i > 0 && !id_equal(&ref->moves[i - 1].before.id, &ref->moves[i].after.id))
 			return false;
 	}
 	return true;
@@ -67,18 +122,13 @@ int ref_encode(const struct ref *ref, struct buffer *ret_body)
 	buffer_append(ret_body, magic, sizeof(magic));
 	buffer_u8(ret_body, REF_VERSION);
 	buffer_u8(ret_body, (uint8_t)ref->kind);
-	buffer_u8(ret_body, (uint8_t)ref->move_count);
+	buffer_u8(ret_body, (uint8_t)(ref->move_count + (ref->claim.who ? 1 : 0)));
 	buffer_u8(ret_body, (uint8_t)name_length);
 	buffer_append(ret_body, ref->name, name_length);
-	for (size_t i = 0; i < ref->move_count; i++) {
-		const struct ref_move *move = &ref->moves[i];
-
-		buffer_append(ret_body, move->nonce, REF_NONCE_BYTES);
-		buffer_u64(ret_body, (uint64_t)move->time_ms);
-		encode_text(ret_body, move->who);
-		encode_text(ret_body, move->command);
-		encode_pointer(ret_body, &move->after);
-	}
+	if (ref->claim.who)
+		encode_move(ret_body, &ref->claim);
+	for (size_t i = 0; i < ref->move_count; i++)
+		encode_move(ret_body, &ref->moves[i]);
 	encode_pointer(ret_body, &ref->moves[ref->move_count - 1].before);
 	bool odd = (ret_body->length - start) % 2 == 1;
 	if (odd != pointer_is_none(&ref->commit))
@@ -194,12 +244,16 @@ int ref_decode(enum ref_kind kind, const char *name, const void *bytes, size_t l
 	    memcmp(name_inside, name, name_length) != 0)
 		return -ERR_CORRUPT;
 	memcpy(ref.name, name, name_length);
-	if (move_count < 1 || move_count > REF_MOVES_MAX)
+	if (move_count < 1 || move_count > REF_MOVES_MAX + 1)
 		return -ERR_CORRUPT;
 	rc = decode_moves(&reader, move_count, &ref);
 	if (rc < 0)
 		return rc;
 	ref.commit = ref.moves[0].after;
+	if (move_count > 1 && is_claim(&ref.moves[0]))
+		take_claim(&ref);
+	if (ref.move_count > REF_MOVES_MAX)
+		return -ERR_CORRUPT;
 	rc = decode_end(&reader, length, &ref);
 	if (rc < 0)
 		return rc;

@@ -373,10 +373,11 @@ static void test_a_loser_stores_content_once(void **state)
 	spy.before_move = win_the_race;
 	check(commit(there));
 	size_t stored = spy.pack_bytes - before;
-	assert_int_equal(spy.ref_puts, 41);
-	/* One for each attempt on both hosts, for to know that one is lost is to know the new
-	 * head; and one of the test's own for each of the other's commits. */
-	assert_int_equal(spy.gets - gets, 41 + 20);
+	/* what was won by others, what was lost to them, a claim and the move */
+	assert_int_equal(spy.ref_puts, 20 + 20 + 2);
+	/* To know that one is lost is to know the new head: one for each attempt on both hosts,
+	 * at most, and one of the test's own for each of the other's commits. */
+	assert_true(spy.gets - gets <= 41 + 20);
 	print_message("20 lost races: %zu bytes stored for %zu\n", stored, size);
 	assert_true(stored < size + (512 << 10));
 	check(worktree_refresh(here, message));

@@ -538,6 +538,64 @@ static void settles_moves(void **state)
 	}
 }
 
+static void claim_c(void)
+{
+	struct ref ref = read_ref(REF_BRANCH, "c");
+	struct ref_contended contended = {0};
+
+	assert_int_equal(ref_claim(store, &ref, 700, &bob, &contended, NULL), 0);
+	assert_int_equal(ref.claim_ms, 700);
+	ref_release(&ref);
+}
+
+static void claims_are_no_moves(void **state)
+{
+	struct pointer commit = commit_number(2), three = commit_number(3);
+	struct ref_contended contended = {0};
+
+	create(REF_BRANCH, "c", 1);
+	for (uint32_t i = 0; i < REF_MOVES_MAX + 1; i++)
+		move_by_other("c", 100 + i);
+	struct ref ref = read_ref(REF_BRANCH, "c"), stale = read_ref(REF_BRANCH, "c");
+	uint32_t stands = number_of(&ref.commit);
+	claim_c();
+	struct ref seen = read_ref(REF_BRANCH, "c");
+	assert_string_equal(seen.claim.who, bob.who);
+	assert_int_equal(seen.claim_ms, 700);
+	assert_int_equal(seen.move_count, REF_MOVES_MAX);
+	assert_memory_equal(seen.moves[0].nonce, ref.moves[0].nonce, REF_NONCE_BYTES);
+	assert_int_equal(number_of(&seen.commit), stands);
+
+	/* it binds nobody, but it is noticed, also where the answer was lost */
+	assert_int_equal(ref_move_contended(store, &ref, &commit, &ann, &contended, NULL),
+	                 -ERR_MOVED);
+	assert_int_equal(contended.now.claim_ms, 700);
+	ref_release(&contended.now);
+	wrapper.error = -ERR_STORE_AWAY;
+	wrapper.mishap = FAIL_BEFORE;
+	assert_int_equal(ref_move(store, &stale, &commit, &ann, NULL), -ERR_MOVED);
+	assert_int_equal(ref_claim(store, &stale, 1, &ann, &contended, NULL), -ERR_MOVED);
+	assert_int_equal(contended.now.claim_ms, 700);
+	ref_release(&contended.now);
+
+	/* a claim that was made though its answer was lost; one that was not */
+	wrapper.mishap = FAIL_AFTER;
+	assert_int_equal(ref_claim(store, &seen, 60000, &ann, &contended, NULL), 0);
+	wrapper.mishap = FAIL_BEFORE;
+	assert_int_equal(ref_claim(store, &seen, 1, &ann, &contended, NULL), -ERR_STORE_AWAY);
+	assert_int_equal(ref_claim(store, &seen, 60001, &ann, &contended, NULL), -ERR_INVALID);
+	/* moving ends it */
+	assert_int_equal(ref_move(store, &seen, &three, &ann, NULL), 0);
+	ref_release(&ref);
+	ref = read_ref(REF_BRANCH, "c");
+	assert_null(ref.claim.who);
+	assert_int_equal(number_of(&ref.commit), 3);
+	assert_int_equal(number_of(&ref.moves[1].after), stands);
+	ref_release(&ref);
+	ref_release(&seen);
+	ref_release(&stale);
+}
+
 static void settles_against_others(void **state)
 {
 	struct pointer commit = commit_number(2);
@@ -900,6 +958,7 @@ int main(void)
 	        TEST(deletion_races),
 	        TEST(settles_moves),
 	        TEST(settles_against_others),
+	        TEST(claims_are_no_moves),
 	        TEST(settles_creations),
 	        TEST(renames),
 	        TEST(lists_in_order),

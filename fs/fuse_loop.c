@@ -12,12 +12,14 @@
 #include "fs/fuse_loop.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
@@ -33,6 +35,9 @@
 #define WINDOW_CROWDED 7  /* so many of them found one, in two windows in a row: a seat more */
 #define WINDOW_QUIET 3    /* at most so many: a seat less */
 
+#define FOLLOW_MS_MIN 10   /* how often a worker looks where its client runs ... */
+#define FOLLOW_MS_MAX 1000 /* ... when it cannot stay there */
+
 struct worker {
 	struct loop *loop;
 	pthread_t thread;
@@ -46,13 +51,16 @@ struct worker {
 	/* its own: */
 	unsigned requests, samples, waiting;
 	bool crowded; /* the last window */
+	bool moved;   /* to the client's processor, at the last look */
+	int64_t follow_at_ms, follow_ms;
 };
 struct loop {
 	struct fuse_session *session;
 	unsigned threads_max, seats_max;
 	pthread_mutex_t lock; /* guards the workers' lists and states; innermost */
 	struct worker *workers, *idle;
-	unsigned threads, seats;
+	unsigned threads;
+	atomic_uint seats; /* written under the lock */
 	bool ending;
 	int problem; /* a negative errno of reading */
 	int exit_fd; /* an eventfd: the session exited */
@@ -204,6 +212,58 @@ static bool sit_down(struct worker *worker)
 	return seated;
 }
 
+/* The processor that a thread ran on last (proc_pid_stat(5), field 39), or -1. */
+static int processor_of(uint32_t thread)
+{
+	char path[32], text[1024];
+	snprintf(path, sizeof(path), "/proc/%u/stat", thread);
+	CLEANUP(close_descriptor) int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	if (length < 0)
+		return -1;
+	text[length] = '\0';
+	const char *at = strrchr(text, ')'); /* ends field 2 */
+	for (int field = 2; at && field < 39; field++)
+		at = strchr(at + 1, ' ');
+	return at ? atoi(at) : -1;
+}
+
+static bool move_to(int processor)
+{
+	cpu_set_t allowed, one;
+	if (processor < 0 || processor >= CPU_SETSIZE ||
+	    sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || !CPU_ISSET(processor, &allowed))
+		return false;
+	CPU_ZERO(&one);
+	CPU_SET(processor, &one);
+	if (sched_setaffinity(0, sizeof(one), &one) != 0)
+		return false;
+	sched_setaffinity(0, sizeof(allowed), &allowed);
+	return true;
+}
+
+/*
+ * The only reader goes where its client runs. The kernel wakes a thread where it ran last, when
+ * that processor is idle; so two that once ended up apart stay apart, and each request wakes two
+ * idle processors: up to ten times slower in a virtual machine. Where the scheduler parts them
+ * on purpose (a shared cache), or with several clients, it is tried ever more seldom.
+ */
+static void follow_client(struct worker *worker)
+{
+	const struct fuse_in_header *header = worker->buffer.mem;
+	int64_t now_ms = clock_monotonic_ms();
+	if (now_ms < worker->follow_at_ms || header->pid == 0)
+		return;
+	int processor = processor_of(header->pid);
+	bool apart = processor >= 0 && processor != sched_getcpu();
+	if (!apart || !worker->moved)
+		worker->follow_ms = FOLLOW_MS_MIN;
+	else if (worker->follow_ms < FOLLOW_MS_MAX)
+		worker->follow_ms *= 2;
+	worker->moved = apart && move_to(processor);
+	worker->follow_at_ms = now_ms + worker->follow_ms;
+}
+
 /* Adapt the number of seats to how often a request has to wait for a thread. */
 static void sample(struct worker *worker)
 {
@@ -211,6 +271,8 @@ static void sample(struct worker *worker)
 	struct pollfd device = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
 	worker->requests = 0;
 	worker->waiting += poll(&device, 1, 0) > 0;
+	if (atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1)
+		follow_client(worker);
 	if (++worker->samples < WINDOW_SAMPLES)
 		return;
 	bool crowded = worker->waiting >= WINDOW_CROWDED, quiet = worker->waiting <= WINDOW_QUIET;
@@ -309,8 +371,7 @@ static bool watch_seats(struct loop *loop)
 {
 	bool active = false;
 	pthread_mutex_lock(&loop->lock);
-	for (struct worker *worker = loop->workers, *next; worker; worker = next) {
-		next = worker->next; /* filling a seat adds and frees others */
+	for (struct worker *worker = loop->workers; worker; worker = worker->next) {
 		uint64_t serial = worker->serial;
 		bool moved = serial != worker->serial_watched;
 		worker->serial_watched = serial;
@@ -413,8 +474,8 @@ int loop_run(struct fuse_session *session, unsigned threads_max)
 		pthread_mutex_unlock(&loop.lock);
 		if (result == 0)
 			wait_for_exit(&loop);
+		end_watcher(&loop); /* before the workers that it looks at */
 		end_workers(&loop);
-		end_watcher(&loop);
 		result = result < 0 ? result : loop.problem;
 	}
 	loop_close(&loop);

@@ -18,7 +18,7 @@
 #include "fs/command.h"
 #include "fs/fuse_loop.h"
 
-#define THREADS_DEFAULT 32 /* made on demand; some may wait for the store */
+#define THREADS_DEFAULT 128 /* made on demand; any number may wait for the store */
 #define READ_AHEAD_KIB 1024
 
 extern char **environ;

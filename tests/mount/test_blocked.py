@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from lake import BIN, Lake, Tests  # noqa: E402
 
 SMALL, LARGE = 12, 4  # small files are fetched when they are opened, large ones when they are read
-LIMIT_S = 0.25  # far above a busy machine's noise, far below any time-out of the store
+LIMIT_S = 2  # far above a busy machine's noise, far below any time-out of the store
 STUCK_S = 20
 tests = Tests()
 
@@ -105,7 +105,7 @@ def answers_while_blocked(lake, names):
     print(f"# {len(readers)} blocked: median {statistics.median(times) * 1000:.2f} ms, "
           f"longest {max(times) * 1000:.2f} ms", flush=True)
     assert not done, done
-    assert max(times) < LIMIT_S and statistics.median(times) < LIMIT_S / 10, sorted(times)[-5:]
+    assert max(times) < LIMIT_S and statistics.median(times) < LIMIT_S / 100, sorted(times)[-5:]
     return readers, done
 
 

@@ -294,7 +294,7 @@ static int fail_conflicts(struct committing *committing, const struct merge_resu
 	struct names names = {0};
 	for (size_t i = 0; i < merged->conflict_count; i++) {
 		names_add(&names, merged->conflicts[i].path);
-		if (options->conflicted)
+		if (options->conflicted && !committing->guessing)
 			options->conflicted(options->context, merged->conflicts[i].path);
 	}
 	return fail(committing->message, -ERR_CONFLICT,
@@ -436,7 +436,7 @@ static int make_left(struct committing *committing)
 	const struct rebase_options moved = {
 	        .ground = &ground,
 	        .after = committing->shown,
-	        .collided = committing->options->conflicted,
+	        .collided = committing->guessing ? NULL : committing->options->conflicted,
 	        .context = committing->options->context,
 	};
 	error = rebase_overlay(&moved, &committing->left, &committing->left_root, &collisions,

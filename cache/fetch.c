@@ -437,6 +437,8 @@ static int fetch(const struct job *job, struct message *message)
 	int error = read_and_write(job, data, count, length, &scratch, message);
 	pool_buffer_give(pool, &scratch);
 	account(job->blob, job->kind, error ? 0 : length);
+	/* Before it was written there may just have been room enough. */
+	evict_before(job->blob->cache, 0);
 	return error;
 }
 

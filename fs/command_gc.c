@@ -13,6 +13,7 @@
 #define GRACE_SECONDS_MIN 3600
 #define DELETED_DAYS_DEFAULT 30
 #define DAY_MS ((int64_t)24 * 60 * 60 * 1000)
+#define REMOVE_AT_ONCE 256 /* in a request, on S3 */
 #define WALKS_MAX 5
 
 struct stored_pack {
@@ -157,11 +158,31 @@ static int judge(struct collection *collection)
 	return 0;
 }
 
+struct removal {
+	uint8_t packs[REMOVE_AT_ONCE][PACK_ID_BYTES];
+	size_t count;
+	uint64_t done;
+};
+
+static int remove_some(struct collection *collection, struct removal *removal)
+{
+	struct command *command = collection->command;
+	int error = odb_packs_remove(command->lake->odb,
+	                             (const uint8_t(*)[PACK_ID_BYTES])removal->packs,
+	                             removal->count, command->message);
+	removal->done += removal->count;
+	removal->count = 0;
+	if (!error && progress_report(&command->output->progress, "Removing", removal->done,
+	                              collection->removed, "packs"))
+		error = -ERR_INTERRUPTED;
+	return error;
+}
+
 static int sweep(struct collection *collection)
 {
 	struct command *command = collection->command;
 	struct stored_pack *pack, *next;
-	uint64_t done = 0;
+	struct removal removal = {.count = 0};
 	int error = 0;
 	/* Nothing listed before or now: leave the store as it is. */
 	if (collection->before.count || collection->after.count)
@@ -172,12 +193,11 @@ static int sweep(struct collection *collection)
 	HASH_ITER (hh, collection->packs, pack, next) {
 		if (error || pack->live || !expired(collection, pack))
 			continue;
-		error = odb_pack_remove(command->lake->odb, pack->id, command->message);
-		if (!error && progress_report(&command->output->progress, "Removing", ++done,
-		                              collection->removed, "packs"))
-			error = -ERR_INTERRUPTED;
+		memcpy(removal.packs[removal.count++], pack->id, PACK_ID_BYTES);
+		if (removal.count == REMOVE_AT_ONCE)
+			error = remove_some(collection, &removal);
 	}
-	return error;
+	return error || !removal.count ? error : remove_some(collection, &removal);
 }
 
 /* Deleted branches and tags keep what they need only so long. */

@@ -501,19 +501,39 @@ int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct
 	return object_list(odb_store(odb), "packs/", list_found, &query, message);
 }
 
-int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message)
+/* The index first: an entry must never outlive its pack. Without a readable table of contents the
+ * index itself is searched. */
+static int forget_pack(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message)
 {
 	CLEANUP(free_pointer) struct packed *entries = NULL;
-	char key[PACK_KEY_BYTES + 1];
 	uint32_t count = 0;
 	int error = read_table(odb, pack, &entries, &count, NULL);
 
 	if (error && error != -ERR_CORRUPT && error != -ERR_NOT_FOUND && error != -ERR_VERSION)
 		return fail(message, error, "reading the contents of a pack to be removed");
-	/* The index first: an entry must never outlive its pack. Without a readable table of
-	 * contents the index itself is searched. */
 	odb_pack_forget(odb, pack);
 	index_drop(odb_index(odb), pack, error ? NULL : entries, count);
-	pack_key(pack, key);
-	return object_remove(odb_store(odb), key, message);
+	return 0;
+}
+
+int odb_packs_remove(struct odb *odb, const uint8_t (*packs)[PACK_ID_BYTES], size_t count,
+                     struct message *message)
+{
+	CLEANUP(free_pointer) char(*names)[PACK_KEY_BYTES + 1] = calloc(count + 1, sizeof(*names));
+	CLEANUP(free_pointer) const char **keys = calloc(count + 1, sizeof(*keys));
+	int error = 0;
+
+	if (!names || !keys)
+		return fail(message, -ERR_NO_MEMORY, "out of memory");
+	for (size_t i = 0; !error && i < count; i++) {
+		error = forget_pack(odb, packs[i], message);
+		pack_key(packs[i], names[i]);
+		keys[i] = names[i];
+	}
+	return error ? error : object_remove_many(odb_store(odb), keys, count, message);
+}
+
+int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message)
+{
+	return odb_packs_remove(odb, (const uint8_t(*)[PACK_ID_BYTES])pack, 1, message);
 }

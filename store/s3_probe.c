@@ -7,6 +7,8 @@
 
 #include "store/s3.h"
 
+#define PART_BYTES 12
+
 struct probe {
 	struct s3 *s3;
 	char key[64];
@@ -80,24 +82,21 @@ static int check_stale(struct probe *probe, const struct etag *stale)
 	return was_refused(error) ? 0 : error;
 }
 
-/* What was written last is what everybody reads from now on, and in parts too. */
+/* What was written last is what everybody reads from now on, and in parts: a part of it, with its
+ * etag, shows both. */
 static int check_reading(struct probe *probe, const struct etag *expected)
 {
 	CLEANUP(buffer_release) struct buffer got = {.limit = 4096};
 	struct object_store *store = &probe->s3->base;
 	struct etag etag;
 	const char *body = probe->bodies[1];
-	int error = object_get(store, probe->key, 0, UINT64_MAX, &got, &etag, probe->message);
+	size_t offset = strlen(body) - PART_BYTES - 1; /* where bodies differ */
+	int error = object_get(store, probe->key, offset, PART_BYTES, &got, &etag, probe->message);
 	if (error < 0 && error != -ERR_NOT_FOUND)
 		return error;
-	if (error < 0 || got.length != strlen(body) || memcmp(got.data, body, got.length) != 0 ||
-	    strcmp(etag.text, expected->text) != 0)
+	if (error < 0 || strcmp(etag.text, expected->text) != 0)
 		return lacks(probe, "a read after a write gave something else");
-	buffer_clear(&got);
-	error = object_get(store, probe->key, 3, 7, &got, NULL, probe->message);
-	if (error < 0)
-		return error;
-	if (got.length != 7 || memcmp(got.data, body + 3, 7) != 0)
+	if (got.length != PART_BYTES || memcmp(got.data, body + offset, PART_BYTES) != 0)
 		return lacks(probe, "reading a range gave other bytes");
 	return 0;
 }

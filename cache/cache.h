@@ -49,6 +49,10 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message);
 /* True when a complete local copy exists (no fetch is started). */
 bool cache_has(struct cache *cache, const struct content *content);
+/* Local copies of those of many contents that are one chunk each and not here; neighbours in packs
+ * are one request. The others are left to cache_get; so is everything when it fails. */
+int cache_fetch_many(struct cache *cache, const struct content *contents, size_t count,
+                     struct message *message);
 /* How many bytes it may hold before something is evicted. Reads the blobs' directories. */
 uint64_t cache_capacity(struct cache *cache);
 /* Make the finished local file `path` the blob of `content` by renaming it (same file system).

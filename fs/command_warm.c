@@ -30,7 +30,7 @@ struct warm {
 	struct command *command;
 	unsigned threads;
 	_Atomic bool stop;
-	_Atomic uint64_t done_bytes;
+	_Atomic uint64_t done_bytes, fetched_bytes;
 
 	pthread_mutex_t lock; /* guards the rest; a leaf */
 	pthread_cond_t changed;
@@ -47,7 +47,6 @@ struct warm {
 	bool more;    /* than there was room for in `files` */
 	/* fetching */
 	size_t next;
-	uint64_t fetched_bytes;
 };
 
 static void warm_release(struct warm *warm)
@@ -243,11 +242,19 @@ static int fetch_file(struct warm *warm, const struct content *content, struct m
 	blob_unref(blob);
 	if (error || !missing)
 		return error;
-	note_progress(&fetching, "", content->size, content->size, "");
-	pthread_mutex_lock(&warm->lock);
+	warm->done_bytes += content->size - fetching.told;
 	warm->fetched_bytes += content->size;
-	pthread_mutex_unlock(&warm->lock);
 	return 0;
+}
+
+static uint64_t missing_in(const struct warm *warm, const struct content *contents, size_t count)
+{
+	uint64_t bytes = 0;
+	for (size_t i = 0; i < count; i++)
+		if ((i == 0 || !content_equal(&contents[i], &contents[i - 1])) &&
+		    !cache_has(warm->command->lake->cache, &contents[i]))
+			bytes += contents[i].size;
+	return bytes;
 }
 
 static bool take_slice(struct warm *warm, size_t *ret_start, size_t *ret_end)
@@ -269,6 +276,17 @@ static void fetch(struct warm *warm)
 	struct message message = {{0}};
 	size_t start, end;
 	while (!warm->stop && take_slice(warm, &start, &end)) {
+		const struct content *slice = &warm->files.items[start];
+		uint64_t missing = missing_in(warm, slice, end - start);
+		int many =
+		        cache_fetch_many(warm->command->lake->cache, slice, end - start, &message);
+		if (many)
+			give_up(warm, many, &message);
+		uint64_t left = missing_in(warm, slice, end - start);
+		if (left < missing) { /* what was evicted meanwhile is not subtracted */
+			warm->fetched_bytes += missing - left;
+			warm->done_bytes += missing - left;
+		}
 		for (size_t i = start; !warm->stop && i < end; i++) {
 			const struct content *content = &warm->files.items[i];
 			if (i > 0 && content_equal(content, content - 1))

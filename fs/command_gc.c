@@ -13,7 +13,7 @@
 #define GRACE_SECONDS_MIN 3600
 #define DELETED_DAYS_DEFAULT 30
 #define DAY_MS ((int64_t)24 * 60 * 60 * 1000)
-#define REMOVE_AT_ONCE 256 /* in a request, on S3 */
+#define REMOVE_AT_ONCE 1000 /* in a request, on S3 */
 #define WALKS_MAX 5
 
 struct stored_pack {

@@ -16,6 +16,7 @@
 #define LOOK_AGAIN_MS (10 * 60 * 1000)       /* at a pack's header, while the list is not read */
 /* kv promises room for transactions of a quarter of its map; every random key may cost a page. */
 #define INDEX_BATCH 2000
+#define INDEX_SCAN 100000 /* entries looked at in one transaction: others write in between */
 #define INDEX_TABLE 0
 
 struct present {
@@ -324,26 +325,43 @@ static void index_drop_batch(struct index *index, const uint8_t pack[PACK_ID_BYT
 		kv_commit(txn);
 }
 
-/* Drop at most INDEX_BATCH entries that point into the pack. Returns whether there may be more. */
-static bool index_drop_some(struct index *index, const uint8_t pack[PACK_ID_BYTES])
+static int compare_packs(const void *a, const void *b)
+{
+	return memcmp(a, b, PACK_ID_BYTES);
+}
+
+/* Where a walk over the whole index is. */
+struct index_walk {
+	uint8_t key[KV_KEY_MAX]; /* the last one looked at */
+	size_t key_length;       /* 0: none yet */
+};
+
+/* Look at INDEX_SCAN entries and drop those (at most INDEX_BATCH) that point into one of the packs.
+ * Returns whether there may be more. */
+static bool index_drop_some(struct index *index, const uint8_t (*packs)[PACK_ID_BYTES],
+                            size_t count, struct index_walk *walk)
 {
 	struct kv_cursor *cursor = NULL;
 	struct span key, value;
 	struct kv_txn *txn;
-	size_t dropped = 0;
+	size_t looked = 0, dropped = 0;
 	int error;
 
 	if (kv_begin(index->kv, true, &txn))
 		return false;
-	error = kv_seek(txn, INDEX_TABLE, NULL, 0, &cursor);
-	while (!error && dropped < INDEX_BATCH) {
-		uint8_t copy[KV_KEY_MAX];
-
+	error = kv_seek(txn, INDEX_TABLE, walk->key, walk->key_length, &cursor);
+	while (!error && looked < INDEX_SCAN && dropped < INDEX_BATCH) {
 		error = kv_next(cursor, &key, &value);
-		if (error || !index_points_into(value, pack) || key.length > sizeof(copy))
+		if (error || key.length > sizeof(walk->key))
 			continue;
-		memcpy(copy, key.data, key.length);
-		error = kv_delete(txn, INDEX_TABLE, copy, key.length);
+		looked++;
+		memcpy(walk->key, key.data, key.length);
+		walk->key_length = key.length;
+		if (value.length <= PACK_ID_BYTES ||
+		    !bsearch((const uint8_t *)value.data + 1, packs, count, PACK_ID_BYTES,
+		             compare_packs))
+			continue;
+		error = kv_delete(txn, INDEX_TABLE, walk->key, walk->key_length);
 		dropped++;
 	}
 	kv_cursor_free(cursor);
@@ -354,14 +372,20 @@ static bool index_drop_some(struct index *index, const uint8_t pack[PACK_ID_BYTE
 	return kv_commit(txn) == 0 && !error;
 }
 
+void index_drop_packs(struct index *index, const uint8_t (*packs)[PACK_ID_BYTES], size_t count)
+{
+	struct index_walk walk = {.key_length = 0};
+
+	if (!index)
+		return;
+	while (index_drop_some(index, packs, count, &walk))
+		;
+}
+
 void index_drop(struct index *index, const uint8_t pack[PACK_ID_BYTES],
                 const struct packed *entries, size_t count)
 {
-	if (!index)
-		return;
-	for (size_t start = 0; entries && start < count; start += INDEX_BATCH)
+	for (size_t start = 0; index && start < count; start += INDEX_BATCH)
 		index_drop_batch(index, pack, entries + start,
 		                 count - start < INDEX_BATCH ? count - start : INDEX_BATCH);
-	while (!entries && index_drop_some(index, pack))
-		;
 }

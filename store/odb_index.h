@@ -25,9 +25,11 @@ bool index_find(struct index *index, const struct id *id, enum record_kind kind,
                 const uint8_t seal[CHECK_BYTES], struct place *ret_place);
 /* Failing to enter something costs deduplication later, nothing else: no result. */
 void index_enter(struct index *index, const struct packed *entries, size_t count);
-/* Drop what points into a pack: the ids listed, or all there are (entries NULL: slow). */
+/* Drop the ids listed where they point into the pack. */
 void index_drop(struct index *index, const uint8_t pack[PACK_ID_BYTES],
                 const struct packed *entries, size_t count);
+/* Drop whatever points into one of the packs, ascending. Looks at the whole index, once. */
+void index_drop_packs(struct index *index, const uint8_t (*packs)[PACK_ID_BYTES], size_t count);
 
 /* The store has just answered for the pack, or confirmed its put. */
 void index_pack_seen(struct index *index, const uint8_t pack[PACK_ID_BYTES]);

@@ -501,19 +501,9 @@ int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct
 	return object_list(odb_store(odb), "packs/", list_found, &query, message);
 }
 
-/* The index first: an entry must never outlive its pack. Without a readable table of contents the
- * index itself is searched. */
-static int forget_pack(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message)
+static int compare_packs(const void *a, const void *b)
 {
-	CLEANUP(free_pointer) struct packed *entries = NULL;
-	uint32_t count = 0;
-	int error = read_table(odb, pack, &entries, &count, NULL);
-
-	if (error && error != -ERR_CORRUPT && error != -ERR_NOT_FOUND && error != -ERR_VERSION)
-		return fail(message, error, "reading the contents of a pack to be removed");
-	odb_pack_forget(odb, pack);
-	index_drop(odb_index(odb), pack, error ? NULL : entries, count);
-	return 0;
+	return memcmp(a, b, PACK_ID_BYTES);
 }
 
 int odb_packs_remove(struct odb *odb, const uint8_t (*packs)[PACK_ID_BYTES], size_t count,
@@ -521,16 +511,22 @@ int odb_packs_remove(struct odb *odb, const uint8_t (*packs)[PACK_ID_BYTES], siz
 {
 	CLEANUP(free_pointer) char(*names)[PACK_KEY_BYTES + 1] = calloc(count + 1, sizeof(*names));
 	CLEANUP(free_pointer) const char **keys = calloc(count + 1, sizeof(*keys));
-	int error = 0;
+	CLEANUP(free_pointer) uint8_t(*sorted)[PACK_ID_BYTES] = calloc(count + 1, sizeof(*sorted));
 
-	if (!names || !keys)
+	if (!names || !keys || !sorted)
 		return fail(message, -ERR_NO_MEMORY, "out of memory");
-	for (size_t i = 0; !error && i < count; i++) {
-		error = forget_pack(odb, packs[i], message);
-		pack_key(packs[i], names[i]);
+	if (count > 0)
+		memcpy(sorted, packs, count * sizeof(*sorted));
+	qsort(sorted, count, PACK_ID_BYTES, compare_packs);
+	for (size_t i = 0; i < count; i++) {
+		odb_pack_forget(odb, sorted[i]);
+		pack_key(sorted[i], names[i]);
 		keys[i] = names[i];
 	}
-	return error ? error : object_remove_many(odb_store(odb), keys, count, message);
+	/* The index first: an entry must never outlive its pack. It is searched rather than the
+	 * packs asked what they hold, which would be some requests for each. */
+	index_drop_packs(odb_index(odb), (const uint8_t(*)[PACK_ID_BYTES])sorted, count);
+	return object_remove_many(odb_store(odb), keys, count, message);
 }
 
 int odb_pack_remove(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], struct message *message)

@@ -28,6 +28,7 @@ struct present {
 struct index {
 	struct object_store *store;
 	struct kv *kv;
+	index_clock *clock_ms;
 	pthread_mutex_t lock;    /* guards all below */
 	struct present *present; /* packs seen in the store since the list has been read */
 	struct condemned_list condemned;
@@ -35,7 +36,8 @@ struct index {
 	int64_t condemned_ms; /* monotonic: when that was; of use when it is known */
 };
 
-int index_new(struct object_store *store, struct kv *kv, struct index **ret_index)
+int index_new(struct object_store *store, struct kv *kv, index_clock *clock_ms,
+              struct index **ret_index)
 {
 	struct index *index = calloc(1, sizeof(*index));
 
@@ -43,6 +45,7 @@ int index_new(struct object_store *store, struct kv *kv, struct index **ret_inde
 		return -ERR_NO_MEMORY;
 	index->store = store;
 	index->kv = kv;
+	index->clock_ms = clock_ms;
 	pthread_mutex_init(&index->lock, NULL);
 	*ret_index = index;
 	return 0;
@@ -107,11 +110,12 @@ static void present_drop(struct index *index, const uint8_t pack[PACK_ID_BYTES])
 
 void index_pack_seen(struct index *index, const uint8_t pack[PACK_ID_BYTES])
 {
-	int64_t due_ms = clock_monotonic_ms() + LOOK_AGAIN_MS;
 	struct present *present;
+	int64_t due_ms;
 
 	if (!index)
 		return;
+	due_ms = index->clock_ms() + LOOK_AGAIN_MS;
 	pthread_mutex_lock(&index->lock);
 	present = present_find(index, pack);
 	if (present)
@@ -134,7 +138,7 @@ void index_pack_forget(struct index *index, const uint8_t pack[PACK_ID_BYTES])
 static int pack_is_present(struct index *index, const uint8_t pack[PACK_ID_BYTES])
 {
 	CLEANUP(buffer_release) struct buffer header = {0};
-	int64_t now_ms = clock_monotonic_ms();
+	int64_t now_ms = index->clock_ms();
 	char key[PACK_KEY_BYTES + 1];
 	struct present *present;
 	bool known, doomed;
@@ -165,11 +169,12 @@ void index_refresh_condemned(struct index *index, bool ahead)
 {
 	int64_t age_ms = ahead ? LIST_AGE_MS - LIST_AHEAD_MS : LIST_AGE_MS;
 	struct condemned_list list = {0};
-	int64_t now_ms = clock_monotonic_ms();
 	bool due, known;
+	int64_t now_ms;
 
 	if (!index)
 		return;
+	now_ms = index->clock_ms();
 	pthread_mutex_lock(&index->lock);
 	due = !index->condemned_known || now_ms >= index->condemned_ms + age_ms;
 	pthread_mutex_unlock(&index->lock);

@@ -14,8 +14,10 @@
 #include "store/pack.h"
 
 struct index;
+typedef int64_t index_clock(void); /* clock_monotonic_ms, but in tests */
 /* Borrows the store and the table's kv. */
-int index_new(struct object_store *store, struct kv *kv, struct index **ret_index);
+int index_new(struct object_store *store, struct kv *kv, index_clock *clock_ms,
+              struct index **ret_index);
 /* All calls accept NULL: an odb without an index remembers nothing. */
 void index_free(struct index *index);
 

@@ -21,7 +21,7 @@
 #define RUN_MAX (WINDOW_BYTES_MAX / BLOCK_BYTES)
 #define SHARE_MAX 8            /* one window is at most this part of the memory */
 #define GROWTH 4               /* of runs that served well */
-#define MISSES_A_BLOCK 8       /* misses in one view that make a run one block longer */
+#define MISSES_A_BLOCK 4       /* misses in one view that make a run one block longer */
 #define FRESH_BYTES (8u << 20) /* evidence older than so many fetched bytes counts half */
 #define THREADS_MAX 4
 

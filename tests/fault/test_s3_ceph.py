@@ -95,8 +95,8 @@ class Load:
             times = [when] + [t for t in times if t > when]
             return max((b - a for a, b in zip(times, times[1:])), default=None)
 
-        end = time.monotonic() + RESUME_S
         time.sleep(seconds)
+        end = time.monotonic() + RESUME_S
         while time.monotonic() < end:
             with self.lock:
                 commits, reads = gap(self.commits), gap(self.reads)

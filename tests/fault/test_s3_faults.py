@@ -89,6 +89,8 @@ class Reference:
         self.files = {"big": draw.randbytes(24 * MIB), "middle": draw.randbytes(5 * MIB)}
         for number in range(60):
             self.files[f"small/{number}"] = draw.randbytes(10_000)
+        for number in range(20):  # too large to come along with what lies beside them
+            self.files[f"apart/{number}"] = draw.randbytes(700_000)
 
     def write(self, lake):
         for path, content in self.files.items():
@@ -208,9 +210,9 @@ def listing_faults(proxy, url):
 def permanent_flip(proxy, url, reference):
     with S3Lake(url, clone=True) as host:
         list((host / "main").iterdir())
-        list((host / "main" / "small").iterdir())
+        list((host / "main" / "apart").iterdir())
         proxy.faults("GET */packs/* always flip 50%")
-        for path in ("small/7", "big"):
+        for path in ("apart/7", "big"):
             with tests.case(f"bytes that stay wrong are never served: {path}"):
                 start = time.monotonic()
                 try:
@@ -230,7 +232,7 @@ def permanent_flip(proxy, url, reference):
                 assert f"main/{path}" in line, line
         proxy.faults()
         with tests.case("and are read when they are right again"):
-            reference.check(host, "small/7")
+            reference.check(host, "apart/7")
             reference.check(host, "big")
 
 
@@ -255,7 +257,7 @@ def away(proxy, url, direct, reference, kind):
                 assert (main / "before2").read_text() == "uncommitted" and took < 1, took
             with tests.case(f"{kind}: uncached reads are EIO in bounded time"):
                 times = []
-                for path in ("small/2", "small/3", "middle"):
+                for path in ("apart/17", "apart/18", "middle"):
                     start = time.monotonic()
                     with contextlib.suppress(OSError):
                         reference.check(host, path)
@@ -266,7 +268,7 @@ def away(proxy, url, direct, reference, kind):
             with tests.case(f"{kind}: 16 readers at once wait no longer than one"):
                 start = time.monotonic()
                 with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                    jobs = [pool.submit(reference.check, host, f"small/{n}") for n in range(10, 26)]
+                    jobs = [pool.submit(reference.check, host, f"apart/{n}") for n in range(16)]
                     assert all(isinstance(job.exception(), OSError) for job in jobs)
                 assert time.monotonic() - start < 8, time.monotonic() - start
             with tests.case(f"{kind}: a commit fails and says what to do"):
@@ -296,7 +298,7 @@ def away(proxy, url, direct, reference, kind):
 
 def _reads(reference, host):
     with contextlib.suppress(OSError):
-        reference.check(host, "small/4")
+        reference.check(host, "apart/19")
         return True
     return False
 

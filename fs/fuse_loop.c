@@ -38,6 +38,9 @@
 #define FOLLOW_MS_MIN 10   /* how often a worker looks where its client runs ... */
 #define FOLLOW_MS_MAX 1000 /* ... when it cannot stay there */
 
+#define STOP_READING SIGUSR1
+#define STOP_AGAIN_NS 20000000
+
 struct worker {
 	struct loop *loop;
 	pthread_t thread;
@@ -79,7 +82,6 @@ static void *work(void *context);
 
 static void worker_free(struct worker *worker)
 {
-	pthread_join(worker->thread, NULL);
 	free(worker->buffer.mem);
 	pthread_cond_destroy(&worker->wake);
 	free(worker);
@@ -94,15 +96,17 @@ static void free_ended(struct loop *loop)
 			continue;
 		}
 		*at = worker->next;
+		pthread_join(worker->thread, NULL);
 		worker_free(worker);
 	}
 }
 
-/* Signals are the main thread's business. */
+/* Other signals are the main thread's business. */
 static int start_thread(pthread_t *ret_thread, void *(*run)(void *), void *context)
 {
 	sigset_t all, before;
 	sigfillset(&all);
+	sigdelset(&all, STOP_READING);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	int problem = pthread_create(ret_thread, NULL, run, context);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -309,15 +313,6 @@ static void serve(struct worker *worker)
 		sample(worker);
 }
 
-/* Cancelled only in here. */
-static int receive(struct worker *worker)
-{
-	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
-	int got = fuse_session_receive_buf(worker->loop->session, &worker->buffer);
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	return got;
-}
-
 static void session_ended(struct loop *loop, int problem)
 {
 	const uint64_t one = 1;
@@ -334,10 +329,9 @@ static void *work(void *context)
 {
 	struct worker *worker = context;
 	struct loop *loop = worker->loop;
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	self = worker;
 	while (!fuse_session_exited(loop->session)) {
-		int got = receive(worker);
+		int got = fuse_session_receive_buf(loop->session, &worker->buffer);
 		if (got == -EINTR || got == -EAGAIN)
 			continue;
 		if (got <= 0) {
@@ -439,19 +433,42 @@ static void wait_for_exit(struct loop *loop)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+static void stop_reading(int signal)
+{
+	(void)signal; /* its arrival ends the read */
+}
+
+/* It may come just before the read that it is to end, hence again. Not to handlers: what they wait
+ * for is to go on. (Cancelling threads would leave AddressSanitizer's marks on their stacks.) */
+static void join_worker(struct worker *worker)
+{
+	struct timespec until;
+	do {
+		if (!(atomic_load(&worker->serial) & 1))
+			pthread_kill(worker->thread, STOP_READING);
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += STOP_AGAIN_NS;
+		until.tv_sec += until.tv_nsec / 1000000000;
+		until.tv_nsec %= 1000000000;
+	} while (pthread_timedjoin_np(worker->thread, NULL, &until) != 0);
+}
+
 static void end_workers(struct loop *loop)
 {
+	const struct sigaction stop = {.sa_handler = stop_reading};
+	struct sigaction before;
+	sigaction(STOP_READING, &stop, &before);
 	pthread_mutex_lock(&loop->lock);
 	loop->ending = true;
-	for (struct worker *worker = loop->workers; worker; worker = worker->next) {
-		pthread_cancel(worker->thread);
+	for (struct worker *worker = loop->workers; worker; worker = worker->next)
 		pthread_cond_signal(&worker->wake);
-	}
 	pthread_mutex_unlock(&loop->lock);
 	for (struct worker *worker = loop->workers, *next; worker; worker = next) {
 		next = worker->next;
+		join_worker(worker);
 		worker_free(worker);
 	}
+	sigaction(STOP_READING, &before, NULL);
 }
 
 static void end_watcher(struct loop *loop)
@@ -474,6 +491,7 @@ int loop_run(struct fuse_session *session, unsigned threads_max)
 		pthread_mutex_unlock(&loop.lock);
 		if (result == 0)
 			wait_for_exit(&loop);
+		fuse_session_exit(session);
 		end_watcher(&loop); /* before the workers that it looks at */
 		end_workers(&loop);
 		result = result < 0 ? result : loop.problem;

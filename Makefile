@@ -35,7 +35,7 @@ ASAN := build/sanitize-address-undefined
 TSAN := build/sanitize-thread
 # Unit tests whose modules run threads: these also run under ThreadSanitizer.
 THREADED := test_odb test_packer test_pack_window test_cache test_cache_files test_state test_worktree test_file_data \
-	test_snapshot test_follow test_vfs test_object test_s3_store test_s3_credentials
+	test_snapshot test_follow test_known test_vfs test_object test_s3_store test_s3_credentials
 FUZZ_SECONDS ?= 10
 
 quiet = @printf '%-5s %s\n' $(1) $(subst $(BUILD)/,,$@);

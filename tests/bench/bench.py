@@ -1,5 +1,6 @@
 """Measures one build in one run and prints one table of ratios. See tests/bench/README.md."""
 import contextlib
+import http.client
 import math
 import os
 import shutil
@@ -440,12 +441,12 @@ def main():
                 peer_btrfs(disk)
         if "s3" in wanted or "s3-latency" in wanted:
             s3.run(wanted)
-    except (Failed, OSError, subprocess.CalledProcessError) as error:
+    except (Failed, OSError, ValueError, subprocess.CalledProcessError, http.client.HTTPException) as error:
         print(f"bench: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return 130
+        print("bench: interrupted; this is what there is", file=sys.stderr)
+        status = 130
     print_table()
     count, missed = targets()
     print(f"\n{count} targets, {len(missed)} missed, {time.monotonic() - started:.0f} s")

@@ -71,6 +71,7 @@ def repeated(measure, count=3, enough_s=10):
     start, results = time.monotonic(), []
     while len(results) < count and (not results or time.monotonic() - start < enough_s):
         results.append(measure())
+        say(f"    {results[-1]}")
     return results
 
 

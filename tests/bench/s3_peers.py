@@ -4,13 +4,10 @@ import shutil
 import subprocess
 import time
 
+from lake import Failed
 from processes import end, spawn
 from s3_world import KEY, SECRET, presigned
 from table import DISK, MIB, ROOT
-
-
-class Failed(Exception):
-    pass
 
 
 class Mounted:

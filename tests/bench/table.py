@@ -29,6 +29,7 @@ def tool(*arguments):
 def row(what, reference, lake, ratio, target="", met=None):
     rows.append((what, reference, lake, "" if ratio is None else f"{ratio:.2f}", target,
                  "" if met is None else "yes" if met else "NO"))
+    say("  = " + " | ".join(cell.strip() for cell in rows[-1]))
 
 
 def section(title):

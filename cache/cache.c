@@ -280,6 +280,7 @@ void blob_unref(struct blob *blob)
 		/* Whoever opens it next begins anew. */
 		pthread_mutex_lock(&blob->lock);
 		struct cursors *cursors = steal(&blob->cursors);
+		blob->observed = false;
 		pthread_mutex_unlock(&blob->lock);
 		cursors_free(cursors);
 		pool_cancel(cache->pool, blob);

@@ -72,7 +72,7 @@ struct cache_stats {
 	uint64_t fetched_bytes;    /* of content, from the store */
 	uint64_t ahead_bytes;      /* of these, fetched before anybody asked */
 	uint64_t ahead_used_bytes; /* of these, read since */
-	uint64_t reads;            /* of files that are not complete */
+	uint64_t reads;            /* of files that were not complete when they were opened */
 	uint64_t reads_present;    /* of these, found all their bytes here */
 	uint64_t reads_joined;     /* or waited for what was being fetched already */
 	uint64_t evicted;

@@ -111,11 +111,13 @@ static void go_on(struct cursor *cursor, const struct cursors_read *read)
 	}
 }
 
-/* Three quarters of what is read may be fetched in vain; the double for who goes on steadily. */
+/* What may be fetched in vain for these bytes read: three quarters of them; all, for who goes on
+ * steadily; the double, for a file that is read from its beginning. */
 static uint64_t earn(const struct cursor *cursor, uint64_t bytes)
 {
-	bool steady = cursor->run >= STEADY_BYTES || (cursor->at_start && cursor->continued);
-	return steady ? 2 * bytes : bytes - bytes / 4;
+	if (cursor->at_start && cursor->continued)
+		return 2 * bytes;
+	return cursor->run >= STEADY_BYTES ? bytes : bytes - bytes / 4;
 }
 
 uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,

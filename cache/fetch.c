@@ -757,6 +757,7 @@ static struct job *note_read(struct blob *blob, uint64_t start, uint64_t end)
 	struct cache *cache = blob->cache;
 	if (!blob->cursors && cursors_new(&blob->cursors))
 		return NULL;
+	blob->observed = true;
 	bool here = is_here(blob, start, end);
 	struct cursors_read read = {.start = start,
 	                            .end = end,
@@ -772,7 +773,7 @@ static struct job *note_read(struct blob *blob, uint64_t start, uint64_t end)
 	cache->counters.reads_present += here;
 	cache->counters.reads_joined += !here && read.missing == 0;
 	pthread_mutex_unlock(&cache->table_lock);
-	if (ahead.start == ahead.end)
+	if (ahead.start == ahead.end || blob->complete)
 		return NULL;
 	struct job *plan = calloc(1, sizeof(*plan));
 	if (!plan)
@@ -785,7 +786,9 @@ static struct job *note_read(struct blob *blob, uint64_t start, uint64_t end)
 
 int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct message *message)
 {
-	if (blob->complete)
+	/* Readers that saw it fill up are still watched: what was fetched ahead of them gets read.
+	 */
+	if (blob->complete && !blob->observed)
 		return 0;
 	uint64_t end = blob->size;
 	if (offset < end && length < end - offset)
@@ -796,7 +799,7 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 		plan = note_read(blob, offset, end);
 		pthread_mutex_unlock(&blob->lock);
 	}
-	int error = fetch_planned(blob, offset, end, &plan, message);
+	int error = blob->complete ? 0 : fetch_planned(blob, offset, end, &plan, message);
 	if (plan)
 		pool_add(blob->cache->pool, plan);
 	return error;

@@ -107,6 +107,7 @@ struct blob {
 	struct extents present;
 	struct job *jobs;        /* what is claimed: queued or being fetched */
 	struct waiter *waiters;  /* readers that wait (fetch.c) */
+	_Atomic bool observed;   /* has cursors */
 	struct cursors *cursors; /* or NULL: not read yet */
 	uint64_t disk_bytes;     /* of the partial file, as counted in cache->partial_bytes */
 	char partial_name[PARTIAL_NAME_MAX];

@@ -38,6 +38,7 @@ struct probe {
 	_Atomic bool away;
 	_Atomic bool damage;
 	_Atomic unsigned delay_ms;
+	_Atomic uint64_t bytes_under_way, bytes_under_way_most;
 };
 
 static inline int probe_get(struct object_store *store, const char *key, uint64_t offset,
@@ -46,8 +47,14 @@ static inline int probe_get(struct object_store *store, const char *key, uint64_
 {
 	struct probe *probe = (struct probe *)store;
 	probe->gets++;
+	uint64_t now = atomic_fetch_add(&probe->bytes_under_way, length) + length;
+	uint64_t most = probe->bytes_under_way_most;
+	while (now > most &&
+	       !atomic_compare_exchange_weak(&probe->bytes_under_way_most, &most, now))
+		;
 	if (probe->delay_ms)
 		usleep(probe->delay_ms * 1000);
+	atomic_fetch_sub(&probe->bytes_under_way, length);
 	if (probe->away)
 		return fail(message, -ERR_STORE_AWAY, "away");
 	size_t before = ret_bytes->length;

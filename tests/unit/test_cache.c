@@ -16,10 +16,18 @@ static void extents_match_a_bitmap(void **state)
 			uint64_t end = start + (uint64_t)(lrand48() % 12);
 			if (end > 200)
 				end = 200;
-			assert_int_equal(extents_reserve(&extents, 1), 0);
-			extents_add(&extents, start, end);
+			bool add = lrand48() % 3 != 0;
+			uint64_t there = 0;
 			for (uint64_t i = start; i < end; i++)
-				bitmap[i] = true;
+				there += bitmap[i];
+			assert_int_equal(extents_count(&extents, start, end), there);
+			assert_int_equal(extents_reserve(&extents, 1), 0);
+			if (add)
+				extents_add(&extents, start, end);
+			else
+				assert_int_equal(extents_remove(&extents, start, end), there);
+			for (uint64_t i = start; i < end; i++)
+				bitmap[i] = add;
 			uint64_t from = (uint64_t)(lrand48() % 200), to = from;
 			while (to < 200 && bitmap[to])
 				to++;

@@ -33,9 +33,10 @@ static void once(void (**hook)(void))
 {
 	void (*run)(void) = *hook;
 
+	if (!run)
+		return; /* and nothing is written while threads race */
 	*hook = NULL;
-	if (run)
-		run();
+	run();
 }
 
 static int spy_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,

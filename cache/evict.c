@@ -228,7 +228,8 @@ static uint64_t evict(struct cache *cache, uint64_t wanted)
 	see_idle(cache, &heap);
 	see_recent(cache, &heap);
 	if (see_all_durable(cache, &heap)) {
-		qsort(heap.items, heap.count, sizeof(*heap.items), by_use);
+		if (heap.count > 0) /* nothing to evict: there is no array */
+			qsort(heap.items, heap.count, sizeof(*heap.items), by_use);
 		for (size_t i = 0; i < heap.count && freed < wanted; i++) {
 			if (!drop(cache, &heap.items[i]))
 				continue;

@@ -259,11 +259,21 @@ static void read_figures(struct lake *lake, struct figures *ret_figures)
 	X(odb.cache_hits, "record_cache_hits_total", "counter") \
 	X(odb.cache_misses, "record_cache_misses_total", "counter") \
 	X(odb.cache_bytes, "record_cache_bytes", "gauge") \
+	X(odb.window_hits, "window_hits_total", "counter") \
+	X(odb.window_requests, "window_requests_total", "counter") \
+	X(odb.window_fetched_bytes, "window_fetched_bytes_total", "counter") \
+	X(odb.window_used_bytes, "window_used_bytes_total", "counter") \
+	X(odb.window_bytes, "window_bytes", "gauge") \
 	X(cache.blobs, "cached_blobs", "gauge") \
 	X(cache.bytes, "cached_bytes", "gauge") \
 	X(cache.hits, "cache_hits_total", "counter") \
 	X(cache.misses, "cache_misses_total", "counter") \
 	X(cache.fetched_bytes, "cache_fetched_bytes_total", "counter") \
+	X(cache.ahead_bytes, "cache_ahead_bytes_total", "counter") \
+	X(cache.ahead_used_bytes, "cache_ahead_used_bytes_total", "counter") \
+	X(cache.reads, "cache_partial_reads_total", "counter") \
+	X(cache.reads_present, "cache_partial_reads_present_total", "counter") \
+	X(cache.reads_joined, "cache_partial_reads_joined_total", "counter") \
 	X(cache.evicted, "cache_evicted_total", "counter") \
 	X(state.journal_bytes, "journal_bytes", "gauge") \
 	X(state.folds, "journal_folds_total", "counter") \

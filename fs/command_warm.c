@@ -449,6 +449,8 @@ static int run_warm(struct warm *warm)
 		warm->counted = true;
 		if (error)
 			return error;
+		if (!warm->files.count)
+			return 0;
 		qsort(warm->files.items, warm->files.count, sizeof *warm->files.items, by_place);
 		error = run(warm, fetch);
 		if (error || !warm->more || round > warm->files_seen / FILES_KEPT_MAX)

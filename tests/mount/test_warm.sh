@@ -24,6 +24,7 @@ with open(f"{sys.argv[1]}/large/sparse.bin", "wb") as f:
     f.write(b"start")
     f.seek(10 << 20)
     f.write(b"end")
+os.makedirs(f"{sys.argv[1]}/nothing")
 os.symlink("a.bin", f"{sys.argv[1]}/large/link")
 open(f"{sys.argv[1]}/large/empty", "w").close()
 P
@@ -43,7 +44,8 @@ check "nothing is fetched twice" equal "$(lakectl --json warm | json 'd["fetched
 check "said in words" bash -c 'lakectl warm . | grep -q "files (.*) are in the cache; .* fetched"'
 check "quietly" equal "$(lakectl -q warm 2>&1)" ""
 cd / || exit 1
-check_exit 5 "a path that is not there" lakectl --lake "$scratch/b" warm main:nothing
+check "an empty directory" equal "$(lakectl --lake "$scratch/b" --json warm main:nothing | json 'd["files"]')" 0
+check_exit 5 "a path that is not there" lakectl --lake "$scratch/b" warm main:none
 echo new >"$scratch/b.mnt/main/uncommitted"
 check_exit 5 "only what is committed" lakectl warm "$scratch/b.mnt/main/uncommitted"
 check "it says so" contains "only what is committed" "$scratch/out"

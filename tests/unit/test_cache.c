@@ -361,6 +361,43 @@ static void damaged_bytes_are_never_kept(void **state)
 	free(bytes);
 }
 
+/* What is there already, and what is more than a chunk, is left alone. */
+static void many_small_files_are_fetched_at_once(void **state)
+{
+	struct world *world = *state;
+	struct content contents[8];
+	uint8_t *bytes[8];
+	struct blob *blob;
+	for (unsigned i = 0; i < 8; i++) {
+		size_t length = i == 7 ? 3 * MIB : 10 * KIB + i;
+		bytes[i] = make_bytes(length, 100 + i);
+		contents[i] = store_bytes(world, bytes[i], length);
+	}
+	assert_int_equal(cache_get(world->cache, &contents[2], &blob, &world->message), 0);
+	blob_unref(blob);
+	unsigned gets = world->probe.gets;
+	world->probe.damage = true;
+	assert_int_equal(cache_fetch_many(world->cache, contents, 8, &world->message),
+	                 -ERR_CORRUPT);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(cache_has(world->cache, &contents[i]), i == 2);
+	world->probe.damage = false;
+	gets = world->probe.gets;
+	assert_int_equal(cache_fetch_many(world->cache, contents, 8, &world->message), 0);
+	assert_true(world->probe.gets - gets <= 6);
+	gets = world->probe.gets;
+	assert_false(cache_has(world->cache, &contents[7]));
+	for (unsigned i = 0; i < 7; i++) {
+		assert_int_equal(cache_get(world->cache, &contents[i], &blob, &world->message), 0);
+		assert_blob_bytes(blob, bytes[i], 10 * KIB + i, 0);
+		blob_unref(blob);
+		free(bytes[i]);
+	}
+	assert_int_equal(world->probe.gets, gets);
+	assert_int_equal(stats_of(world).fetched_bytes, 7 * 10 * KIB + 21);
+	free(bytes[7]);
+}
+
 static void content_that_lies_about_its_size_is_refused(void **state)
 {
 	struct world *world = *state;
@@ -507,6 +544,7 @@ int main(void)
 	        TEST(waiting_readers_share_one_timeout),
 	        TEST(store_away_leaves_cached_data_readable),
 	        TEST(damaged_bytes_are_never_kept),
+	        TEST(many_small_files_are_fetched_at_once),
 	        TEST(content_that_lies_about_its_size_is_refused),
 	        TEST(short_local_file_is_fetched_again),
 	        TEST(full_disk_is_an_error_and_evicts_first),

@@ -1,9 +1,10 @@
 /*
  * packer — hides which pack a new record goes to, and when packs are put.
  *
- * Chunks and lists go to content packs, nodes and commits to tree packs, so that walking trees
- * reads trees only. A small commit is one pack: while a packer holds less than JOINT_BYTES of
- * content, its tree pack takes the content too.
+ * Chunks go to content packs, lists, nodes and commits to tree packs: walking trees reads trees
+ * only, and all lists of a file lie together, so that finding the chunk for a place in it is not a
+ * request for each place. A small commit is one pack: while a packer holds less than JOINT_BYTES
+ * of content, its tree pack takes the content too.
  *
  * A pack that fills is put by a thread of the packer's own while others go on adding. What it
  * cannot put it leaves: the failure is told to whoever tries next, an add that needs room or the
@@ -20,7 +21,7 @@
 #include "store/odb_index.h"
 #include "store/pack.h"
 
-#define JOINT_BYTES (1u << 20)
+#define JOINT_BYTES (4u << 20)
 #define PACKS_PUTTING_MAX 2
 #define PACKS_QUEUED_MAX 3
 #define KNOWN_SLOTS_MIN 64
@@ -353,7 +354,7 @@ int packer_flush(struct packer *packer, struct message *message)
 /* The slot of the pack that takes a record. */
 static struct pack **slot_choose(struct packer *packer, enum record_kind kind, size_t stored)
 {
-	if (kind == RECORD_NODE || kind == RECORD_COMMIT) {
+	if (kind != RECORD_CHUNK) {
 		if (!packer->tree && packer->content && !packer->content_apart &&
 		    packer->content->content_bytes <= JOINT_BYTES) {
 			packer->tree = steal(&packer->content);
@@ -428,7 +429,7 @@ static int append(struct packer *packer, struct pack **slot, const struct id *id
 	*known_slot(&packer->known, id, kind) =
 	        (struct known_slot){*slot, (uint32_t)((*slot)->count - 1)};
 	packer->known.count++;
-	if (kind == RECORD_CHUNK || kind == RECORD_LIST)
+	if (kind == RECORD_CHUNK)
 		(*slot)->content_bytes += encoded->stored;
 	return 0;
 }

@@ -206,7 +206,7 @@ static void *flush_packer(void *context)
 static void test_tree_waits_for_content_on_its_way(void **state)
 {
 	struct fixture *fixture = *state;
-	size_t length = 2u << 20;
+	size_t length = 5u << 20; /* too much to lie beside the commit */
 	uint8_t *bytes = malloc(length);
 	struct pointer chunk, commit;
 	pthread_t threads[2];
@@ -235,6 +235,32 @@ static void test_tree_waits_for_content_on_its_way(void **state)
 	hex_encode(commit.place.pack, PACK_ID_BYTES, hex);
 	assert_string_equal(fixture->wrapper->put_keys[1] + 6, hex);
 	sem_destroy(&hold);
+	free(bytes);
+}
+
+/* Lists lie with the tree, and not among the chunks they describe. */
+static void test_lists_lie_together(void **state)
+{
+	struct fixture *fixture = *state;
+	size_t length = 5u << 20;
+	uint8_t *bytes = malloc(length);
+	struct pointer chunks[2], lists[2], node;
+	char name[] = "list 0";
+
+	for (unsigned i = 0; i < 2; i++) {
+		fill_random(bytes, length, i + 1);
+		add_chunk(fixture, bytes, length, &chunks[i], NULL);
+		name[5] = (char)('0' + i);
+		add_record(fixture, RECORD_LIST, name, "", &lists[i]);
+	}
+	add_record(fixture, RECORD_NODE, "node", "", &node);
+	assert_memory_equal(chunks[0].place.pack, chunks[1].place.pack, PACK_ID_BYTES);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_memory_not_equal(lists[i].place.pack, chunks[0].place.pack, PACK_ID_BYTES);
+		assert_memory_equal(lists[i].place.pack, node.place.pack, PACK_ID_BYTES);
+	}
+	assert_int_equal(packer_flush(fixture->packer, NULL), 0);
+	assert_int_equal(fixture->wrapper->puts, 2);
 	free(bytes);
 }
 
@@ -376,6 +402,7 @@ int main(void)
 	        BOTH(test_store_away_bounds_memory),
 	        BOTH(test_threads_share_a_packer),
 	        BOTH(test_tree_waits_for_content_on_its_way),
+	        BOTH(test_lists_lie_together),
 	        INDEXED(test_index_deduplicates_across_packers),
 	        INDEXED(test_missing_pack_is_not_used),
 	        INDEXED(test_damaged_index_is_not_believed),

@@ -37,6 +37,20 @@ static bool stored_valid(const struct stored_file *file, const struct inode *ino
 
 /* -- one file -- */
 
+static void base_close(struct file_data **data)
+{
+	file_data_close(*data);
+}
+
+static int read_base(void *context, uint64_t offset, size_t length, void *out,
+                     struct message *message)
+{
+	ssize_t got = file_data_read(context, out, length, offset, message);
+	if (got >= 0 && (size_t)got < length)
+		return fail(message, -ERR_CORRUPT, "a committed file is shorter than it should be");
+	return got < 0 ? (int)got : 0;
+}
+
 static int store_piecewise(struct worktrees *trees, struct packer *packer,
                            const struct inode *inode, int fd, uint64_t size,
                            const struct progress *progress, struct content *ret_content,
@@ -52,8 +66,14 @@ static int store_piecewise(struct worktrees *trees, struct packer *packer,
 		count--;
 	if (count && dirty[count - 1].end > size)
 		dirty[count - 1].end = size;
-	return content_store_edit(packer, trees->odb, &inode->content, fd, size, dirty, count,
-	                          progress, ret_content, message);
+	/* Often a local copy is there, from which the bytes were edited. */
+	CLEANUP(base_close) struct file_data *committed = NULL;
+	error = file_data_open_content(trees, &inode->content, &committed, message);
+	if (error)
+		return error;
+	const struct edit_base base = {&inode->content, read_base, committed};
+	return content_store_edit(packer, trees->odb, &base, fd, size, dirty, count, progress,
+	                          ret_content, message);
 }
 
 static int store_file(struct worktrees *trees, struct packer *packer, const struct inode *inode,

@@ -42,9 +42,17 @@ struct extent {
 /* The same result as content_store, reading only what changed: `fd` holds valid bytes in the
  * `dirty` extents (ascending, disjoint, not touching); everything else below min(base->size,
  * size) is as in `base`; what lies beyond base->size and is not dirty is zero. (A file that was
- * cut and grew again: what was cut is dirty.) Bytes next to a dirty extent are re-read from
- * `base` through the odb. Cost: what changed, plus O(log n). */
-int content_store_edit(struct packer *packer, struct odb *odb, const struct content *base, int fd,
+ * cut and grew again: what was cut is dirty.) Bytes next to a dirty extent are re-read from the
+ * base, by `read` for whoever has a copy at hand, through the odb when it is NULL. Cost: what
+ * changed, plus O(log n). */
+typedef int base_read_fn(void *context, uint64_t offset, size_t length, void *out,
+                         struct message *message);
+struct edit_base {
+	const struct content *content;
+	base_read_fn *read;
+	void *context;
+};
+int content_store_edit(struct packer *packer, struct odb *odb, const struct edit_base *base, int fd,
                        uint64_t size, const struct extent *dirty, size_t dirty_count,
                        const struct progress *progress, struct content *ret_content,
                        struct message *message);

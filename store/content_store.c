@@ -31,7 +31,9 @@ struct editor {
 	uint64_t size;
 	const struct extent *dirty;
 	size_t dirty_count;
-	uint64_t base_end;             /* the base is read below this */
+	uint64_t base_end;  /* the base is read below this */
+	base_read_fn *read; /* the base's bytes; NULL: through the odb */
+	void *read_context;
 	struct list_cursor base;       /* for the pieces to keep: moves forward only */
 	struct list_cursor around;     /* for the bytes around changes */
 	uint64_t data_start, data_end; /* of the file's data found last, by SEEK_DATA */
@@ -105,6 +107,14 @@ static int read_file_bytes(struct editor *editor, uint64_t offset, size_t length
 	return 0;
 }
 
+static int read_base(struct editor *editor, uint64_t offset, size_t length, uint8_t *out)
+{
+	if (editor->read)
+		return editor->read(editor->read_context, offset, length, out, editor->message);
+	return content_read(editor->base.odb, editor->base.content, offset, length, out,
+	                    editor->message);
+}
+
 static int read_new(struct editor *editor, uint64_t offset, size_t length, uint8_t *out)
 {
 	while (length) {
@@ -116,8 +126,7 @@ static int read_new(struct editor *editor, uint64_t offset, size_t length, uint8
 		if (dirty)
 			error = read_file_bytes(editor, offset, part, out);
 		else if (offset < editor->base_end)
-			error = content_read(editor->base.odb, editor->base.content, offset, part,
-			                     out, editor->message);
+			error = read_base(editor, offset, part, out);
 		else
 			memset(out, 0, part);
 		if (error)
@@ -425,7 +434,7 @@ int content_store(struct packer *packer, int fd, uint64_t size, const struct pro
 	return edit(&editor, ret_content);
 }
 
-int content_store_edit(struct packer *packer, struct odb *odb, const struct content *base, int fd,
+int content_store_edit(struct packer *packer, struct odb *odb, const struct edit_base *base, int fd,
                        uint64_t size, const struct extent *dirty, size_t dirty_count,
                        const struct progress *progress, struct content *ret_content,
                        struct message *message)
@@ -439,18 +448,20 @@ int content_store_edit(struct packer *packer, struct odb *odb, const struct cont
 	        .size = size,
 	        .dirty = dirty,
 	        .dirty_count = dirty_count,
-	        .base_end = min_u64(base->size, size),
-	        .base = {.odb = odb, .content = base},
-	        .around = {.odb = odb, .content = base},
+	        .base_end = min_u64(base->content->size, size),
+	        .base = {.odb = odb, .content = base->content},
+	        .around = {.odb = odb, .content = base->content},
+	        .read = base->read,
+	        .read_context = base->context,
 	        .builder.packer = packer,
 	};
 
-	int error = content_check(base, message);
+	int error = content_check(base->content, message);
 
 	if (error)
 		return error;
-	if (size == base->size && (dirty_count == 0 || dirty[0].start >= size)) {
-		*ret_content = *base;
+	if (size == base->content->size && (dirty_count == 0 || dirty[0].start >= size)) {
+		*ret_content = *base->content;
 		return 0;
 	}
 	return edit(&editor, ret_content);

@@ -91,8 +91,8 @@ static void use(struct odb *odb, struct packer *packer, const struct content *co
 	count = 0;
 	content_walk(odb, content, ignore_list, &count, &message);
 	if (content->size > dirty.end && content->size < 4 * READ_BYTES_MAX)
-		content_store_edit(packer, odb, content, fd, content->size, &dirty, 1, NULL,
-		                   &edited, &message);
+		content_store_edit(packer, odb, &(struct edit_base){.content = content}, fd,
+		                   content->size, &dirty, 1, NULL, &edited, &message);
 	free(out);
 }
 

@@ -248,7 +248,8 @@ static void test_huge_sparse_file_is_quick(void **state)
 	assert_int_equal(pieces_of(fixture, &content).holes, 2);
 	expect_bytes(fixture, &content, (1u << 30) - 1000, 200000);
 	write_at(fixture, size / 2, "x", 1);
-	assert_int_equal(content_store_edit(fixture->packer, fixture->odb, &content, fixture->fd,
+	assert_int_equal(content_store_edit(fixture->packer, fixture->odb,
+	                                    &(struct edit_base){.content = &content}, fixture->fd,
 	                                    size, &dirty, 1, NULL, &edited, NULL),
 	                 0);
 	content = store_file(fixture, size);
@@ -455,7 +456,8 @@ static void check_edit(struct edited_file *file, const char *what, unsigned numb
 	struct content edited, stored;
 	int fd = random_below(file->seed, 2) ? masked_copy(file) : dup(fixture->fd);
 
-	if (content_store_edit(fixture->packer, fixture->odb, &file->base, fd, file->size,
+	if (content_store_edit(fixture->packer, fixture->odb,
+	                       &(struct edit_base){.content = &file->base}, fd, file->size,
 	                       file->dirty.extents, file->dirty.count, NULL, &edited,
 	                       &fixture->message))
 		fail_msg("%s: seed %llu, case %u: %s", what, (unsigned long long)seed_of_run,
@@ -551,7 +553,8 @@ static void test_edits_of_deep_lists(void **state)
 		dirty_add(&file.dirty, at, at + 8);
 		start_anew(fixture);
 		odb_stats(fixture->odb, &before);
-		assert_int_equal(content_store_edit(fixture->packer, fixture->odb, &file.base,
+		assert_int_equal(content_store_edit(fixture->packer, fixture->odb,
+		                                    &(struct edit_base){.content = &file.base},
 		                                    fixture->fd, size, file.dirty.extents, 1, NULL,
 		                                    &edited, NULL),
 		                 0);
@@ -581,7 +584,8 @@ static void test_append_to_a_gigabyte(void **state)
 	flush(fixture);
 	write_random(fixture, size, more, &seed);
 	start_anew(fixture);
-	assert_int_equal(content_store_edit(fixture->packer, fixture->odb, &base, fixture->fd,
+	assert_int_equal(content_store_edit(fixture->packer, fixture->odb,
+	                                    &(struct edit_base){.content = &base}, fixture->fd,
 	                                    size + more, &dirty, 1, NULL, &edited, NULL),
 	                 0);
 	flush(fixture);

@@ -143,8 +143,8 @@ static void expect_commit(const struct inode *given, const uint8_t *expected, si
 	must(staging_open(fixture.trees, inode.staging, O_RDONLY, &fd), NULL, "staging");
 	must(staging_dirty(fixture.trees, &inode, fd, &dirty, &count), NULL, "dirty");
 	struct message message = {0};
-	must(content_store_edit(packer, fixture.odb, &inode.content, fd, size, dirty, count, NULL,
-	                        &edited, &message),
+	must(content_store_edit(packer, fixture.odb, &(struct edit_base){.content = &inode.content},
+	                        fd, size, dirty, count, NULL, &edited, &message),
 	     &message, "edit");
 	assert_true(content_equal(&whole, &edited));
 	free(dirty);

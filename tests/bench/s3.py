@@ -286,16 +286,20 @@ def append(place):
             if os.stat(path).st_size != size + MIB:
                 raise Failed("the append is not there")
             return seconds
-    cold, warm = median(lambda: ours(False)), median(lambda: ours(True))
-    for kind in PEERS:
+    def theirs(kind, warm):
         with place.peer(kind, "peers") as peer:
+            if warm:
+                tool("read", peer.path("base"), MIB)
             before = place.gateway.sizes("peers", "base")["base"]
             start = time.perf_counter()
             tool("append", peer.path("base"), MIB, 9)
             wait_for(place.gateway, "peers", "base", 1, before + MIB)
-            theirs = time.perf_counter() - start
-        against(f"append 1 MiB to {size // MIB} MiB until durable", kind.name, theirs, cold, 20)
-    row("  the same on a host that has read the file", "", seconds_text(warm), None)
+            return time.perf_counter() - start
+    what = f"append 1 MiB to {size // MIB} MiB until durable"
+    for warm, said, target in ((True, f"{what}, file read before", 20), (False, f"  {what}, never read", None)):
+        lake = median(lambda: ours(warm))
+        for kind in PEERS:
+            against(said, kind.name, theirs(kind, warm), lake, target)
 
 
 def rename_peer(place, kind, count):

@@ -18,8 +18,9 @@
 #define CONFIG_BYTES_MAX (64u << 10)
 #define REFRESH_MS_DEFAULT 1000
 #define REFRESH_MS_MIN 10
-#define KNOWN_INTERVALS 2 /* a ref is good for guessing so long: a round of looking takes a while \
-	                   */
+#define KNOWN_INTERVALS \
+	2 /* a ref is good for guessing so long: a round of looking takes a while \
+	   */
 #define REFRESH_MS_MAX 3600000
 #define STORE_OBJECT "lake"
 #define STORE_MAGIC "LAKE\r\n\x1a\n"

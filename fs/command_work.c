@@ -134,9 +134,8 @@ int command_status(struct command *command)
 	int error = command_worktree(command, "branch", &worktree);
 	if (!error)
 		error = argument_paths(command, "paths", &paths);
-	/* Without a daemon nobody has looked; a store that is away is no reason not to tell. */
-	if (!error && !worktrees_followed(command->lake->worktrees) &&
-	    worktree_refresh(worktree, NULL) == -ERR_NOT_FOUND)
+	/* A store that is away is no reason not to tell. */
+	if (!error && worktree_catch_up(worktree, NULL) == -ERR_NOT_FOUND)
 		error = fail(command->message, -ERR_NOT_FOUND, "no branch '%s'",
 		             worktree_branch(worktree));
 	if (!error)

@@ -440,7 +440,8 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 	if (r != 0)
 		return r;
 	worktree_set_base(worktree, commit);
-	worktree->refreshed_ms = clock_monotonic_ms();
+	if (worktree->overlay == 0) /* else the ref has not been looked at */
+		worktree->refreshed_ms = clock_monotonic_ms();
 	*ret_worktree = steal(&worktree);
 	return 0;
 }

@@ -86,9 +86,10 @@ int worktree_refresh(struct worktree *worktree, struct message *message);
 /* As worktree_get does: only without uncommitted changes, at most once per `refresh`, and a store
  * that is away is no error. None of these may be called between enter and leave. */
 int worktree_follow(struct worktree *worktree, struct message *message);
-
-/* Does somebody keep those in use up to date (fs/follower.h)? */
-bool worktrees_followed(struct worktrees *trees);
+/* For who tells how it stands: look, unless the follower does. It leaves out what no client refers
+ * to (the kernel forgets what it has no memory for), and with uncommitted changes worktree_get does
+ * not look either. At most once per `refresh` with a daemon. -ERR_NOT_FOUND: gone. */
+int worktree_catch_up(struct worktree *worktree, struct message *message);
 
 /* How a working tree stands to its branch, as far as was seen. */
 #define COLLISIONS_MAX 1000

@@ -77,11 +77,6 @@ int worktree_standing(struct worktree *worktree, struct standing *ret_standing)
 	return error;
 }
 
-bool worktrees_followed(struct worktrees *trees)
-{
-	return trees->followed;
-}
-
 static bool known_gone(struct worktree *worktree)
 {
 	pthread_mutex_lock(&worktree->trees->table_lock);
@@ -211,16 +206,22 @@ static int advance(struct worktree *worktree, uint64_t epoch, const struct commi
 }
 
 /* How far along first parents `base` lies below `head`; 0: farther, or elsewhere. */
-static uint64_t commits_between(struct worktrees *trees, const struct pointer *base,
-                                const struct pointer *head)
+static int commits_between(struct worktrees *trees, const struct pointer *base,
+                           const struct pointer *head, uint64_t *ret_count)
 {
 	struct pointer at = *head;
+	*ret_count = 0;
 	for (uint64_t count = 1; count <= BEHIND_MAX; count++) {
 		CLEANUP(free_pointer) struct commit *commit = NULL;
-		if (commit_read(trees->odb, &at, &commit, NULL) != 0 || commit->parent_count == 0)
+		int error = worktrees_read_commit(trees, &at, &commit, NULL);
+		if (error)
+			return error;
+		if (commit->parent_count == 0)
 			return 0;
-		if (id_equal(&commit->parents[0].id, &base->id))
-			return count;
+		if (id_equal(&commit->parents[0].id, &base->id)) {
+			*ret_count = count;
+			return 0;
+		}
 		at = commit->parents[0];
 	}
 	return 0;
@@ -247,9 +248,10 @@ static int stay_behind(struct worktree *worktree, const struct worktree_view *vi
 	int error = buffer_check(&collecting->paths);
 	if (error)
 		return error;
-	if (!id_equal(&worktree->tried_head, &commit->self.id))
-		worktree->tried_commits =
-		        commits_between(worktree->trees, &view->base, &commit->self);
+	if (!id_equal(&worktree->tried_head, &commit->self.id) || !worktree->tried_counted)
+		worktree->tried_counted =
+		        commits_between(worktree->trees, &view->base, &commit->self,
+		                        &worktree->tried_commits) == 0;
 	standing.behind_commits = worktree->tried_commits;
 	standing.collisions = (char *)steal(&collecting->paths.data);
 	standing.collision_count = collecting->count;
@@ -403,15 +405,22 @@ int worktree_look(struct worktree *worktree, const struct etag *listed, uint64_t
 	return r == -ERR_NOT_FOUND ? 0 : r;
 }
 
-/* How long what was seen of the head will do. The follower looks at what somebody else refers to,
- * once an interval; who comes just before it need not ask, too. */
-static int64_t seen_good_ms(struct worktree *worktree)
+/* Does the follower look at it? At what somebody besides the caller refers to. */
+static bool looked_at(struct worktree *worktree)
 {
 	struct worktrees *trees = worktree->trees;
 	pthread_mutex_lock(&trees->table_lock);
 	bool used = worktree->references > 1;
 	pthread_mutex_unlock(&trees->table_lock);
-	return used && trees->followed ? FOLLOWED_INTERVALS * trees->refresh_ms : trees->refresh_ms;
+	return used && trees->followed;
+}
+
+/* How long what was seen of the head will do. The follower looks once an interval; who comes just
+ * before it need not ask, too. */
+static int64_t seen_good_ms(struct worktree *worktree)
+{
+	int64_t refresh_ms = worktree->trees->refresh_ms;
+	return looked_at(worktree) ? FOLLOWED_INTERVALS * refresh_ms : refresh_ms;
 }
 
 int worktree_follow(struct worktree *worktree, struct message *message)
@@ -429,4 +438,15 @@ int worktree_follow(struct worktree *worktree, struct message *message)
 	pthread_mutex_unlock(&worktree->refresh_lock);
 	/* What is known already stays readable while the store is not. */
 	return r == -ERR_NOT_FOUND && worktree->gone ? r : 0;
+}
+
+int worktree_catch_up(struct worktree *worktree, struct message *message)
+{
+	struct worktrees *trees = worktree->trees;
+	if (!trees->followed)
+		return worktree_refresh(worktree, message);
+	if (looked_at(worktree) || trees->refresh_ms < 0 || trees->away ||
+	    clock_monotonic_ms() - worktree->refreshed_ms < trees->refresh_ms)
+		return 0;
+	return worktree_look(worktree, NULL, 0, message);
 }

@@ -112,6 +112,7 @@ struct worktree {
 	struct pointer seen_head;
 	struct id tried_head;     /* collisions were found with this one, */
 	uint64_t tried_commits;   /* which is so many commits ahead, */
+	bool tried_counted;       /* unless one of them could not be read, */
 	int64_t retry_ms;         /* and are not looked for again before (monotonic) */
 	struct standing standing; /* table_lock */
 

@@ -222,6 +222,18 @@ def uncommitted(a, b):
         assert (b / "main/t/both").read_text() == "a2"
         assert b.changes() == {"t/own": "added"}
 
+    with tests.case("status looks itself where no client refers to the branch"):
+        (b / "main/t/both").write_text("b")
+        b.umount()
+        b.mount()
+        (a / "main/t/both").write_text("a3")
+        a.commit()
+        status = b.status()
+        assert status["collisions"] == ["t/both"] and status["behind"] == 1, status
+        b.ctl("restore", "main", "--", "t/both")
+        b.ctl("refresh", "main")
+        assert (b / "main/t/both").read_text() == "a3"
+
     with tests.case("the same change on both sides is none"):
         (b / "main/t/both").write_text("same")
         (a / "main/t/both").write_text("same")

@@ -559,6 +559,21 @@ static void step_link(struct model *model, struct worktree *worktree, uint64_t *
 	}
 }
 
+enum change_of_bytes { WRITE, TRUNCATE, PUNCH, ZERO, ALLOCATE, EMPTY, CHANGES };
+
+/* The last change of a file: what a kill in the middle of it may leave. */
+struct file_change {
+	int node; /* -1: none */
+	bool of_attributes;
+	enum change_of_bytes what;
+	size_t offset, end;
+	/* Before: */
+	int64_t mtime_ns;
+	size_t size;
+	uint8_t bytes[FILE_MAX];
+};
+static struct file_change last_change;
+
 static void step_attributes(struct model *model, struct worktree *worktree, uint64_t *seed)
 {
 	uint64_t number = 0;
@@ -569,6 +584,9 @@ static void step_attributes(struct model *model, struct worktree *worktree, uint
 	struct attributes attributes = {.mode = 0400 + pick(seed, 0377),
 	                                .mtime_ns = 1000000 + pick(seed, 1000)};
 	unsigned which = 1 + pick(seed, 31);
+	last_change.node = child;
+	last_change.of_attributes = true;
+	last_change.mtime_ns = node->mtime_ns;
 	if (which & SET_MODE)
 		node->mode = (node->mode & S_IFMT) | attributes.mode;
 	if (which & SET_MTIME)
@@ -602,8 +620,6 @@ static void step_xattr(struct model *model, struct worktree *worktree, uint64_t 
 	struct span span = {removes ? NULL : value, removes ? 0 : strlen(value)};
 	assert(worktree_set_xattr(worktree, number, "user.x", span, flags) == expected);
 }
-
-enum change_of_bytes { WRITE, TRUNCATE, PUNCH, ZERO, ALLOCATE, EMPTY, CHANGES };
 
 static void change_model(struct node *node, enum change_of_bytes what, size_t offset, size_t length,
                          uint64_t salt)
@@ -656,16 +672,6 @@ static void change_file(struct worktree *worktree, uint64_t number, enum change_
 	inode_release(&inode);
 }
 
-/* The last change of bytes: what a kill in the middle of it may leave. */
-struct bytes_change {
-	int node; /* -1: none */
-	enum change_of_bytes what;
-	size_t offset, end;
-	size_t size; /* before */
-	uint8_t bytes[FILE_MAX];
-};
-static struct bytes_change last_change;
-
 static void step_bytes(struct model *model, struct worktree *worktree, uint64_t *seed)
 {
 	uint64_t number = 0;
@@ -686,6 +692,7 @@ static void step_bytes(struct model *model, struct worktree *worktree, uint64_t 
 		return;
 	uint64_t salt = random_step(seed);
 	last_change.node = child;
+	last_change.of_attributes = false;
 	last_change.what = what;
 	last_change.offset = offset;
 	last_change.end = offset + length;
@@ -760,35 +767,37 @@ static void child_of_killing(struct fixture *fixture, struct model *model, uint6
 }
 
 /*
- * The operation under way, which the model has made, may have got as far as a page's end: the
- * kernel looks for SIGKILL after each page of a write(2), and nobody was told that this one was
- * done. The model is left as what was found.
+ * The operation under way, which the model has made, may have got as far as a page's end, or no
+ * further than the file's time: the kernel looks for SIGKILL before each page of a write(2), and
+ * nobody was told that this one was done. The model is left as what was found.
  */
 static bool same_torn(struct worktree *worktree, struct model *model)
 {
-	const struct bytes_change *change = &last_change;
-	if (change->node < 0 ||
-	    (change->what != WRITE && change->what != PUNCH && change->what != ZERO))
+	const struct file_change *change = &last_change;
+	if (change->node < 0)
 		return false;
 	struct node *node = &model->nodes[change->node];
+	if (change->of_attributes) { /* the time is the staging file's, set after the rest */
+		node->mtime_ns = change->mtime_ns;
+		return same(worktree, model);
+	}
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	bool by_pages = change->what == WRITE || change->what == PUNCH || change->what == ZERO;
+	/* Zeros are written as far as the file went, and then it grows. */
+	size_t grows = change->what == WRITE ? change->end : change->size;
 	CLEANUP(free_pointer) uint8_t *after = malloc(FILE_MAX);
 	assert(after != NULL);
 	memcpy(after, node->bytes, FILE_MAX);
-	/* Zeros are written as far as the file went, and then it grows. */
-	size_t grows = change->what == WRITE ? change->end : change->size;
-	for (size_t stop = (change->offset / page + 1) * page;; stop += page) {
+	for (size_t stop = change->offset;; stop = (stop / page + 1) * page) {
 		stop = stop < change->end ? stop : change->end;
 		memcpy(node->bytes, change->bytes, FILE_MAX);
-		if (change->offset < stop)
-			memcpy(node->bytes + change->offset, after + change->offset,
-			       stop - change->offset);
+		memcpy(node->bytes + change->offset, after + change->offset, stop - change->offset);
 		node->size = change->size;
-		if (stop > node->size && stop <= grows)
+		if (stop > change->offset && stop > node->size && stop <= grows)
 			node->size = stop;
 		if (same(worktree, model))
 			return true;
-		if (stop >= change->end)
+		if (!by_pages || stop >= change->end)
 			return false;
 	}
 }

@@ -140,6 +140,8 @@ int packer_add_record(struct packer *packer, enum record_kind kind, const void *
 /* When this returns 0, everything added before is durable. A failure loses nothing: packs that
  * could not be put stay in memory (at most three, then adding fails too); call it again. */
 int packer_flush(struct packer *packer, struct message *message);
+/* Begin what packer_flush, which is still to be called, will wait for. */
+void packer_flush_begin(struct packer *packer);
 struct packer_stats {
 	uint64_t packs_put;
 	uint64_t bytes_stored; /* put so far, pack framing included */

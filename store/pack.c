@@ -18,6 +18,8 @@ static const char trailer_magic[8] = "LAKEPEND";
  * as hashing them. The kernel may take its pages back while it waits (MADV_FREE). */
 #define SPARES_MAX 3
 #define SPARE_FREE_BYTES (1u << 20) /* fewer are not worth the call */
+/* A pack of more than this has large pages from there on, where the kernel has them. */
+#define HUGE_FROM_BYTES (1u << 20)
 static _Atomic(uint8_t *) spares[SPARES_MAX];
 
 /* Address space only: pages come as they are filled, so a tiny pack stays tiny, and the bytes
@@ -125,6 +127,8 @@ int pack_append(struct pack *pack, const struct id *id, enum record_kind kind,
 	packed->entry.place.codec = (uint8_t)encoded->codec;
 	memcpy(packed->check, encoded->check, CHECK_BYTES);
 	memcpy(packed->seal, seal, CHECK_BYTES);
+	if (offset < HUGE_FROM_BYTES && offset + encoded->stored >= HUGE_FROM_BYTES)
+		madvise(pack->data, PACK_TARGET_BYTES, MADV_HUGEPAGE);
 	memcpy(pack->data + offset, encoded->bytes, encoded->stored);
 	atomic_store_explicit(&pack->length, offset + encoded->stored, memory_order_release);
 	*ret_place = packed->entry.place;

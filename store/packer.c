@@ -22,6 +22,9 @@
 #include "store/pack.h"
 
 #define JOINT_BYTES (4u << 20)
+/* The first content pack is put early, while what follows is still being read and hashed; each
+ * one after it may have twice as much, so that much content does not come to many objects. */
+#define FIRST_PACK_BYTES (6u << 20)
 #define PACKS_PUTTING_MAX 2
 #define PACKS_QUEUED_MAX 3
 #define KNOWN_SLOTS_MIN 64
@@ -54,7 +57,8 @@ struct packer {
 	struct pack *remember; /* durable, without an index: for their entries alone */
 	unsigned queued;
 	unsigned putting;
-	bool content_apart; /* since the last flush content has had a pack of its own */
+	size_t content_bytes_max; /* of the content pack being filled, or the next */
+	bool content_apart;       /* since the last flush content has had a pack of its own */
 	struct packer_stats stats;
 
 	pthread_t putter; /* puts packs that filled; started with the first of them */
@@ -70,6 +74,7 @@ int packer_new(struct odb *odb, struct packer **ret_packer)
 	if (!packer)
 		return -ERR_NO_MEMORY;
 	packer->odb = odb;
+	packer->content_bytes_max = FIRST_PACK_BYTES;
 	odb_refresh_condemned(odb);
 	pthread_mutex_init(&packer->lock, NULL);
 	pthread_cond_init(&packer->put_ended, NULL);
@@ -335,14 +340,28 @@ static void putter_start(struct packer *packer)
 		        pthread_create(&packer->putter, NULL, putter_run, packer) == 0;
 }
 
+static void seal_all(struct packer *packer)
+{
+	seal_one(packer, &packer->content);
+	seal_one(packer, &packer->tree);
+	packer->content_apart = false;
+}
+
+void packer_flush_begin(struct packer *packer)
+{
+	pthread_mutex_lock(&packer->lock);
+	seal_all(packer);
+	if (packer->queue)
+		putter_start(packer);
+	pthread_mutex_unlock(&packer->lock);
+}
+
 int packer_flush(struct packer *packer, struct message *message)
 {
 	int error = 0;
 
 	pthread_mutex_lock(&packer->lock);
-	seal_one(packer, &packer->content);
-	seal_one(packer, &packer->tree);
-	packer->content_apart = false;
+	seal_all(packer);
 	while (!error && packer->queue)
 		error = put_one(packer, message);
 	pthread_mutex_unlock(&packer->lock);
@@ -370,6 +389,13 @@ static struct pack **slot_choose(struct packer *packer, enum record_kind kind, s
 	return &packer->content;
 }
 
+static bool has_room(const struct packer *packer, const struct pack *pack, size_t stored)
+{
+	if (!pack_fits(pack, stored))
+		return false;
+	return pack->tree || pack->count == 0 || pack->length + stored <= packer->content_bytes_max;
+}
+
 /* The slot for a record, with a pack that has room or empty; full packs are sealed. Gives up the
  * lock to put one where the queue is full, and fails with what the store says. */
 static int slot_for(struct packer *packer, enum record_kind kind, size_t stored,
@@ -377,7 +403,7 @@ static int slot_for(struct packer *packer, enum record_kind kind, size_t stored,
 {
 	struct pack **slot = slot_choose(packer, kind, stored);
 
-	while (*slot && !pack_fits(*slot, stored)) {
+	while (*slot && !has_room(packer, *slot, stored)) {
 		if (packer->queued > PACKS_QUEUED_MAX - 2u) { /* sealing may add two */
 			int error = put_one(packer, message);
 
@@ -387,6 +413,8 @@ static int slot_for(struct packer *packer, enum record_kind kind, size_t stored,
 			continue;
 		}
 		packer->content_apart |= packer->content != NULL;
+		if (packer->content && packer->content_bytes_max < PACK_TARGET_BYTES)
+			packer->content_bytes_max *= 2;
 		seal_one(packer, &packer->content);
 		if (slot == &packer->tree)
 			seal_one(packer, &packer->tree);

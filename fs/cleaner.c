@@ -1,19 +1,24 @@
 /*
  * cleaner.c — hides how overlays that nobody owns are deleted: in the background, a batch at a
  * time, their staging files after the records that named them. What a commit of many files left to
- * adopt becomes cached blobs before that.
+ * adopt becomes cached blobs before that: of each commit the first few thousand before anything
+ * else, since readers wait for them.
  */
+#include "fs/fuse_loop.h"
 #include "fs/snapshot.h"
 
 #include <string.h>
 #include <time.h>
 
 #define CLEAN_RETRY_MS 1000
+#define ADOPT_SOON_FILES 4096
+#define ADOPT_WAIT_MS 200 /* then it is fetched */
 
 struct discarded {
 	struct discarded *next;
 	uint64_t overlay, successor;
 	struct stored stored; /* to adopt before the staging files go; may be empty */
+	bool awaited;         /* counts in `adopting` */
 };
 
 void cleaner_init(struct worktrees *trees)
@@ -23,6 +28,7 @@ void cleaner_init(struct worktrees *trees)
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_cond_init(&trees->cleaner_wake, &monotonic);
+	pthread_cond_init(&trees->adopted, &monotonic);
 	pthread_condattr_destroy(&monotonic);
 }
 
@@ -46,9 +52,10 @@ void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64
 	struct discarded *item = malloc(sizeof(*item));
 	if (item == NULL)
 		return; /* found and deleted at the next opening */
-	*item = (struct discarded){NULL, overlay, successor, *stored};
+	*item = (struct discarded){NULL, overlay, successor, *stored, stored->count > 0};
 	*stored = (struct stored){0};
 	pthread_mutex_lock(&trees->cleaner_lock);
+	trees->adopting += item->awaited;
 	/* In this order: a successor that was itself discarded since still has its records, and its
 	 * own successor keeps what it kept. */
 	struct discarded **end = &trees->discarded;
@@ -119,9 +126,48 @@ static int clean_batch(struct worktrees *trees, const struct discarded *item,
 	return r;
 }
 
+/* Under cleaner_lock, given up meanwhile; items leave the list in this thread alone. */
+static void adopt_awaited(struct worktrees *trees)
+{
+	for (struct discarded *item = trees->discarded; item != NULL; item = item->next) {
+		if (!item->awaited)
+			continue;
+		pthread_mutex_unlock(&trees->cleaner_lock);
+		stored_adopt(&item->stored, trees, ADOPT_SOON_FILES);
+		pthread_mutex_lock(&trees->cleaner_lock);
+		item->awaited = false;
+		trees->adopting--;
+		pthread_cond_broadcast(&trees->adopted);
+	}
+}
+
+void adopted_wait(struct worktrees *trees, const struct content *content)
+{
+	if (trees->adopting == 0 || cache_has(trees->cache, content))
+		return;
+	loop_about_to_block();
+	int64_t until_ms = clock_monotonic_ms() + ADOPT_WAIT_MS;
+	struct timespec until = {.tv_sec = until_ms / 1000, .tv_nsec = until_ms % 1000 * 1000000};
+	pthread_mutex_lock(&trees->cleaner_lock);
+	while (trees->adopting > 0 &&
+	       pthread_cond_timedwait(&trees->adopted, &trees->cleaner_lock, &until) == 0)
+		continue;
+	pthread_mutex_unlock(&trees->cleaner_lock);
+}
+
 static bool is_closing(struct worktrees *trees)
 {
 	pthread_mutex_lock(&trees->cleaner_lock);
+	bool closing = trees->closing;
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	return closing;
+}
+
+/* Between two batches. True: no more. */
+static bool pause_cleaning(struct worktrees *trees)
+{
+	pthread_mutex_lock(&trees->cleaner_lock);
+	adopt_awaited(trees);
 	bool closing = trees->closing;
 	pthread_mutex_unlock(&trees->cleaner_lock);
 	return closing;
@@ -133,7 +179,7 @@ static int clean_overlay(struct worktrees *trees, const struct discarded *item)
 	for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
 		bool more = true;
 		while (more) {
-			if (is_closing(trees))
+			if (pause_cleaning(trees))
 				return 0; /* the next opening goes on */
 			int r = clean_batch(trees, item, tables[i], &more);
 			if (r != 0)
@@ -156,6 +202,7 @@ static void *cleaner_main(void *context)
 	struct worktrees *trees = context;
 	pthread_mutex_lock(&trees->cleaner_lock);
 	while (!trees->closing) {
+		adopt_awaited(trees);
 		struct discarded *item = trees->discarded;
 		if (item == NULL) {
 			pthread_cond_wait(&trees->cleaner_wake, &trees->cleaner_lock);
@@ -176,6 +223,7 @@ static void *cleaner_main(void *context)
 		if (!trees->closing)
 			wait_for_retry(trees);
 	}
+	adopt_awaited(trees); /* what a commit without laked has just made is not to be lost */
 	pthread_mutex_unlock(&trees->cleaner_lock);
 	return NULL;
 }
@@ -202,6 +250,7 @@ void cleaner_release(struct worktrees *trees)
 		trees->discarded = item->next;
 		discarded_free(item);
 	}
+	pthread_cond_destroy(&trees->adopted);
 	pthread_cond_destroy(&trees->cleaner_wake);
 	pthread_mutex_destroy(&trees->cleaner_lock);
 }

@@ -107,6 +107,7 @@ int file_data_open_content(struct worktrees *trees, const struct content *conten
 	data->content = *content;
 	data->size = content->size;
 	if (trees->cache != NULL) {
+		adopted_wait(trees, content);
 		int r = cache_get(trees->cache, content, &data->blob, message);
 		/* Without room for a local copy it is read as it comes. */
 		if (r != 0 && r != -ERR_NO_SPACE)
@@ -150,9 +151,11 @@ static int load_piecewise(struct file_data *data, const struct inode *inode)
 		return r;
 	data->base_recorded = recorded;
 	data->base_bytes = smaller(recorded, data->size);
-	if (data->trees->cache != NULL &&
-	    cache_get(data->trees->cache, &data->content, &data->blob, NULL) != 0)
-		data->blob = NULL;
+	if (data->trees->cache != NULL) {
+		adopted_wait(data->trees, &data->content);
+		if (cache_get(data->trees->cache, &data->content, &data->blob, NULL) != 0)
+			data->blob = NULL;
+	}
 	return load_written(data);
 }
 

@@ -26,6 +26,7 @@
 
 #define AHEAD_ROUNDS_MAX 3
 #define AHEAD_FILES_FEW 32
+#define AHEAD_AGAIN_MS 100 /* what changes in less is stored with the gate closed */
 /* A lost race repeats the merge, the commit's record and the move, no content; others were served
  * meanwhile. So who loses all the time is given up by the clock, not by a count. */
 #define MOVE_MS_MAX 60000
@@ -35,6 +36,7 @@
 #define CLAIM_LOOKS 16 /* meanwhile, by each who waits */
 #define POLL_MS_MIN 5
 #define POLL_MS_MAX 100
+#define ADOPT_NOW_FILES 64 /* the rest when the commit has returned */
 #define UNINTEND_TRIES_MAX 20
 #define UNINTEND_PAUSE_MS 50
 
@@ -57,6 +59,10 @@ struct committing {
 	uint64_t left, left_root; /* overlay of what stays uncommitted */
 	struct commit *made;
 	struct merge_side shown; /* made's tree */
+	struct counts {
+		uint64_t files, bytes;
+	} counts; /* of `built` */
+	bool counted;
 	bool rebased;
 	bool guessing; /* the head is where this host saw it last: only a move can tell */
 	uint8_t claim_seen[REF_NONCE_BYTES]; /* ours, or one that was waited for */
@@ -165,12 +171,14 @@ static int store_ahead(struct committing *committing)
 	for (int round = 0; round < AHEAD_ROUNDS_MAX; round++) {
 		struct worktree_view view;
 		uint64_t files = 0;
+		int64_t started_ms = clock_monotonic_ms();
 		worktree_view(committing->worktree, &view);
 		struct ground ground = ground_of(committing->trees, &view);
 		int error = stored_ahead(&committing->stored, &ground, &committing->paths,
 		                         committing->packer, committing->options->progress, &files,
 		                         committing->message);
-		if (error || files < AHEAD_FILES_FEW)
+		if (error || files < AHEAD_FILES_FEW ||
+		    clock_monotonic_ms() - started_ms < AHEAD_AGAIN_MS)
 			return error;
 	}
 	return 0;
@@ -455,6 +463,35 @@ static void drop_left(struct committing *committing)
 
 /* -- move and swap -- */
 
+static int count_file(void *context, const struct change *change)
+{
+	struct counts *counts = context;
+	const struct tree_entry *entry = change->after ? change->after : change->before;
+	if (!S_ISDIR(entry->attributes.mode))
+		counts->files++;
+	if (change->after && change->kind != CHANGE_MODE)
+		counts->bytes += change->after->content.size;
+	return 0;
+}
+
+static void count_changes(struct committing *committing)
+{
+	const struct diff_options options = {0};
+	if (!committing->counted)
+		(void)diff_trees(committing->trees->odb, &committing->view.base_tree,
+		                 &committing->built.tree, &options, count_file, &committing->counts,
+		                 NULL);
+	committing->counted = true;
+}
+
+/* The trees' nodes are in memory while they are put. */
+static int flush_and_count(struct committing *committing)
+{
+	packer_flush_begin(committing->packer);
+	count_changes(committing);
+	return packer_flush(committing->packer, committing->message);
+}
+
 static void lost_race(void *context)
 {
 	struct committing *committing = context;
@@ -472,7 +509,7 @@ static int move_ref(struct committing *committing)
 	struct ref_author author = {options->author, options->command};
 	if (id_equal(&self->id, &committing->head.commit.id))
 		return 0;
-	int error = packer_flush(committing->packer, committing->message);
+	int error = flush_and_count(committing);
 	bool intend = committing->view.overlay != 0;
 	if (!error && intend)
 		error = worktree_intend(worktree, &committing->head.commit, self, committing->left,
@@ -611,21 +648,6 @@ static int commit_built(struct committing *committing)
 
 /* -- let go, and say what was done -- */
 
-struct counts {
-	uint64_t files, bytes;
-};
-
-static int count_file(void *context, const struct change *change)
-{
-	struct counts *counts = context;
-	const struct tree_entry *entry = change->after ? change->after : change->before;
-	if (!S_ISDIR(entry->attributes.mode))
-		counts->files++;
-	if (change->after && change->kind != CHANGE_MODE)
-		counts->bytes += change->after->content.size;
-	return 0;
-}
-
 static void finish(struct committing *committing, struct commit_result *ret_result)
 {
 	struct packer_stats stats;
@@ -633,19 +655,17 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 	        .commit = committing->made->self,
 	        .rebased = committing->rebased,
 	};
-	const struct diff_options options = {0};
+	const struct counts *counts = &committing->counts;
+	count_changes(committing);
 	packer_stats(committing->packer, &stats);
 	result.packs = stats.packs_put;
 	result.bytes_stored = stats.bytes_stored;
-	struct counts counts = {0};
-	(void)diff_trees(committing->trees->odb, &committing->view.base_tree,
-	                 &committing->built.tree, &options, count_file, &counts, NULL);
-	result.files = counts.files;
+	result.files = counts->files;
 	/* Of what changed, everything that was not new was known: stored before, here or elsewhere
 	 * in these files, or a hole. */
 	result.bytes_new = stats.content_new;
 	result.bytes_known =
-	        counts.bytes > stats.content_new ? counts.bytes - stats.content_new : 0;
+	        counts->bytes > stats.content_new ? counts->bytes - stats.content_new : 0;
 	*ret_result = result;
 
 	struct worktree_observer observer;
@@ -655,7 +675,7 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 		observer.moved(observer.context, worktree_branch(committing->worktree),
 		               &committing->built.tree, &committing->shown.tree);
 	uint64_t overlay = committing->view.overlay;
-	if (stored_adopt(&committing->stored, committing->trees))
+	if (stored_adopt(&committing->stored, committing->trees, ADOPT_NOW_FILES))
 		overlay_discard_committed(committing->trees, overlay, committing->left,
 		                          &committing->stored);
 	else

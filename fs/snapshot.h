@@ -111,9 +111,9 @@ void stored_unuse(struct stored *stored);
  * soon as the gate opens it may be written to, and removed from there. */
 void stored_leave(struct stored *stored, struct worktrees *trees, uint64_t left);
 /* Gate open again: staging files that are whole and used become cached blobs. Failing costs a
- * fetch later, nothing else. Does it for the large ones and the first few thousand, and returns how
- * many are left. */
-size_t stored_adopt(struct stored *stored, struct worktrees *trees);
+ * fetch later, nothing else. Does it for the large ones and the first `small_max` others, and
+ * returns how many are left. */
+size_t stored_adopt(struct stored *stored, struct worktrees *trees, size_t small_max);
 /* Store every staged file of the overlay (below `paths`, unless that is empty) that is not open
  * for writing and not stored yet, with a few threads, while mutations go on. *ret_files: how many
  * were stored by this call. */

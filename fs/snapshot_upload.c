@@ -19,7 +19,9 @@
 #define SETTLE_NS ((int64_t)50 * 1000 * 1000)
 #define UPLOAD_THREADS 2
 #define UPLOAD_BATCH 256
-#define UPLOAD_ALONE_BYTES ((uint64_t)1 << 20) /* less than this in a batch: no second thread */
+#define UPLOAD_ALONE_BYTES ((uint64_t)1 << 20) /* less than this in few files: no second thread */
+#define UPLOAD_ALONE_FILES 32
+#define COUNT_BYTES ((uint64_t)16 << 20)
 #define PROGRESS_INTERVAL_MS 200
 #define TRIES_MAX 5
 
@@ -78,7 +80,7 @@ static int store_piecewise(struct worktrees *trees, struct packer *packer,
 
 static int store_file(struct worktrees *trees, struct packer *packer, const struct inode *inode,
                       const struct progress *progress, struct stored_result *ret_file,
-                      struct message *message)
+                      uint64_t *ret_disk_bytes, struct message *message)
 {
 	CLEANUP(close_descriptor) int fd = -1;
 	int error = staging_open(trees, inode->staging, O_RDONLY, &fd);
@@ -102,6 +104,7 @@ static int store_file(struct worktrees *trees, struct packer *packer, const stru
 			return error;
 		if (fstat(fd, &after))
 			return error_system(errno);
+		*ret_disk_bytes = (uint64_t)before.st_blocks * 512;
 		ret_file->number = inode->number;
 		ret_file->staging = inode->staging;
 		ret_file->ctime_ns = ctime_of(&before);
@@ -130,7 +133,8 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 	bool open = worktree_writers(trees, inode->number);
 	if (!stored_valid(file, inode, &status) || open) {
 		struct stored_result found = {0};
-		error = store_file(trees, packer, inode, progress, &found, message);
+		uint64_t disk_bytes;
+		error = store_file(trees, packer, inode, progress, &found, &disk_bytes, message);
 		if (!error)
 			error = stored_enter(stored, &found);
 		if (error)
@@ -148,7 +152,6 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 
 struct job {
 	struct inode inode;
-	uint64_t bytes;
 	struct stored_result result;
 	bool done;
 };
@@ -159,8 +162,10 @@ struct upload {
 	struct packer *packer;
 	const struct progress *progress;
 	struct message *message;
-	uint64_t stored_files, stored_bytes, total_bytes;
-	int64_t reported_ms;
+	uint64_t batches, stored_files, stored_bytes;
+	uint64_t total_bytes; /* 0: not counted yet */
+	int64_t started_ms, reported_ms;
+	bool whole; /* not limited to paths */
 
 	struct job *jobs;
 	size_t job_count;
@@ -207,8 +212,9 @@ static void *upload_run(void *argument)
 			return NULL;
 		struct job *job = &upload->jobs[index];
 		struct message message = {{0}};
+		uint64_t bytes = 0;
 		int error = store_file(upload->ground->trees, upload->packer, &job->inode, &tick,
-		                       &job->result, &message);
+		                       &job->result, &bytes, &message);
 		job->done = !error;
 		pthread_mutex_lock(&upload->lock);
 		if (error && !upload_may_skip(error) && !upload->error) {
@@ -216,7 +222,7 @@ static void *upload_run(void *argument)
 			if (upload->message)
 				*upload->message = message;
 		}
-		upload->stored_bytes += job->bytes;
+		upload->stored_bytes += bytes;
 		bool stop = upload->error != 0;
 		pthread_mutex_unlock(&upload->lock);
 		if (!stop && upload_tick(upload, NULL, 0, 0, NULL)) {
@@ -231,13 +237,37 @@ static void *upload_run(void *argument)
 	}
 }
 
+static int count_bytes(void *context, const struct inode *inode)
+{
+	struct upload *upload = context;
+	struct stat status;
+	if (inode->staging && !staging_stat(upload->ground->trees, inode->staging, &status))
+		upload->total_bytes += (uint64_t)status.st_blocks * 512;
+	return 0;
+}
+
+/* The total is for whoever watches. What is soon done needs none. */
+static int count_when_long(struct upload *upload)
+{
+	const struct ground *ground = upload->ground;
+	if (!upload->whole || !upload->progress || upload->total_bytes ||
+	    (clock_monotonic_ms() - upload->started_ms < PROGRESS_INTERVAL_MS &&
+	     upload->job_bytes < COUNT_BYTES))
+		return 0;
+	return overlay_inodes(ground->trees, ground->overlay, count_bytes, upload);
+}
+
 /* Store what has been gathered. */
 static int upload_batch(struct upload *upload)
 {
 	pthread_t threads[UPLOAD_THREADS - 1];
 	size_t started = 0;
+	int error = count_when_long(upload);
+	if (error)
+		return error;
 	atomic_store(&upload->next, 0);
-	bool alone = upload->job_count < 2 || upload->job_bytes < UPLOAD_ALONE_BYTES;
+	bool alone = upload->job_count < UPLOAD_ALONE_FILES &&
+	             (upload->job_count < 2 || upload->job_bytes < UPLOAD_ALONE_BYTES);
 	while (!alone && started < ARRAY_SIZE(threads) &&
 	       pthread_create(&threads[started], NULL, upload_run, upload) == 0)
 		started++;
@@ -245,7 +275,7 @@ static int upload_batch(struct upload *upload)
 	for (size_t i = 0; i < started; i++)
 		pthread_join(threads[i], NULL);
 
-	int error = upload->error;
+	error = upload->error;
 	for (size_t i = 0; i < upload->job_count; i++) {
 		struct job *job = &upload->jobs[i];
 		if (!error && job->done) {
@@ -254,6 +284,7 @@ static int upload_batch(struct upload *upload)
 		}
 		inode_release(&job->inode);
 	}
+	upload->batches++;
 	upload->job_count = 0;
 	upload->job_bytes = 0;
 	return error;
@@ -263,19 +294,24 @@ static int upload_gather(void *context, const struct inode *inode)
 {
 	struct upload *upload = context;
 	struct worktrees *trees = upload->ground->trees;
-	struct stat status;
+	struct stat status = {0};
 	if (!inode->staging || !S_ISREG(inode->attributes.mode) ||
-	    worktree_writers(trees, inode->number) ||
-	    staging_stat(trees, inode->staging, &status) ||
-	    stored_valid(stored_find(upload->stored, inode->number), inode, &status))
+	    worktree_writers(trees, inode->number))
+		return 0;
+	/* Looking at each of many files takes half as long as reading them: not without need. */
+	const struct stored_file *known = stored_find(upload->stored, inode->number);
+	bool few = upload->batches == 0 || upload->job_count < UPLOAD_ALONE_FILES;
+	if ((known || few) && staging_stat(trees, inode->staging, &status))
+		return 0;
+	if (stored_valid(known, inode, &status))
 		return 0;
 	struct job *job = &upload->jobs[upload->job_count];
-	*job = (struct job){.bytes = (uint64_t)status.st_blocks * 512};
+	*job = (struct job){0};
 	int error = inode_copy(inode, &job->inode);
 	if (error)
 		return error;
 	upload->job_count++;
-	upload->job_bytes += job->bytes;
+	upload->job_bytes += (uint64_t)status.st_blocks * 512;
 	return upload->job_count == UPLOAD_BATCH ? upload_batch(upload) : 0;
 }
 
@@ -333,15 +369,6 @@ static int gather_paths(struct upload *upload, const struct path_set *paths)
 	return error;
 }
 
-static int count_bytes(void *context, const struct inode *inode)
-{
-	struct upload *upload = context;
-	struct stat status;
-	if (inode->staging && !staging_stat(upload->ground->trees, inode->staging, &status))
-		upload->total_bytes += (uint64_t)status.st_blocks * 512;
-	return 0;
-}
-
 int stored_ahead(struct stored *stored, const struct ground *ground, const struct path_set *paths,
                  struct packer *packer, const struct progress *progress, uint64_t *ret_files,
                  struct message *message)
@@ -352,6 +379,8 @@ int stored_ahead(struct stored *stored, const struct ground *ground, const struc
 	        .packer = packer,
 	        .progress = progress,
 	        .message = message,
+	        .started_ms = clock_monotonic_ms(),
+	        .whole = paths->count == 0,
 	        .lock = PTHREAD_MUTEX_INITIALIZER,
 	};
 	*ret_files = 0;
@@ -359,12 +388,11 @@ int stored_ahead(struct stored *stored, const struct ground *ground, const struc
 		return 0;
 	CLEANUP(free_pointer) struct job *jobs = calloc(UPLOAD_BATCH, sizeof(*jobs));
 	upload.jobs = jobs;
+	upload.reported_ms = upload.started_ms;
 	if (!upload.jobs)
 		return -ERR_NO_MEMORY;
 	int error = 0;
-	if (progress && paths->count == 0)
-		error = overlay_inodes(ground->trees, ground->overlay, count_bytes, &upload);
-	if (!error && paths->count == 0)
+	if (paths->count == 0)
 		error = overlay_inodes(ground->trees, ground->overlay, upload_gather, &upload);
 	else if (!error)
 		error = gather_paths(&upload, paths);

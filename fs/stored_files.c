@@ -9,8 +9,7 @@
 
 #define BLOCK_FILES 4096
 #define SLOTS_MIN 256
-#define ADOPT_NOW_FILES 4096
-#define ADOPT_NOW_BYTES ((uint64_t)256 << 10)
+#define ADOPT_LARGE_BYTES ((uint64_t)256 << 10)
 
 struct stored_pack {
 	uint8_t id[PACK_ID_BYTES];
@@ -195,14 +194,14 @@ static void adopt(struct worktrees *trees, struct stored_file *file, bool synced
 		(void)cache_adopt(trees->cache, &content, path, NULL);
 }
 
-size_t stored_adopt(struct stored *stored, struct worktrees *trees)
+size_t stored_adopt(struct stored *stored, struct worktrees *trees, size_t small_max)
 {
 	size_t left = 0, done = 0;
 	for (size_t i = 0; trees->cache && i < stored->count; i++) {
 		struct stored_file *file = file_at(stored, i);
 		if (!is_adoptable(trees, file))
 			continue;
-		if (done < ADOPT_NOW_FILES || file->size >= ADOPT_NOW_BYTES) {
+		if (done < small_max || file->size >= ADOPT_LARGE_BYTES) {
 			adopt(trees, file, false);
 			done++;
 		} else {

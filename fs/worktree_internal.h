@@ -84,10 +84,12 @@ struct worktrees {
 
 	/* The cleaner deletes records of discarded overlays, in small batches. */
 	pthread_t cleaner;
-	pthread_mutex_t cleaner_lock; /* guards the next four; leaf */
+	pthread_mutex_t cleaner_lock; /* guards what follows; leaf */
 	pthread_cond_t cleaner_wake;
 	struct discarded *discarded;
 	bool cleaner_running, closing;
+	pthread_cond_t adopted;
+	_Atomic unsigned adopting; /* items of `discarded` with files that readers wait for */
 };
 
 struct worktree {
@@ -214,13 +216,18 @@ static inline uint64_t overlay_new(struct worktrees *trees)
  * too. KEEP_STAGING: unlink none. Accepts overlay 0. */
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
 /* The same after a commit of it: first what is left to adopt of `stored` becomes cached blobs, in
- * the background. Until then it is read from the store like any committed file. Takes *stored. */
+ * the background. Until then it is read from the store like any committed file, but for the first
+ * few thousand, which adopted_wait waits for. Takes *stored. */
 struct stored;
 void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64_t successor,
                                struct stored *stored);
 /* stored_files.c; stops when is_closing says so. */
 void stored_adopt_rest(struct stored *stored, struct worktrees *trees,
                        bool (*is_closing)(struct worktrees *trees));
+
+/* Before content that was committed here just now is read: what the commit has at hand is not to be
+ * fetched. Returns at once when it is cached, or nothing is to be expected. */
+void adopted_wait(struct worktrees *trees, const struct content *content);
 
 /* cleaner.c. init before anything else; release stops the thread. */
 void cleaner_init(struct worktrees *trees);

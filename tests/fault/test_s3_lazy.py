@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from lake import Refused, Tests  # noqa: E402
 from proxy import Ceph, Proxy, S3Lake, environment  # noqa: E402
 
-FILES = int(os.environ.get("LAKE_LAZY_FILES", "30000"))
+FILES = int(os.environ.get("LAKE_LAZY_FILES", "10000"))
 MIB = 1 << 20
 SEED = random.randrange(1 << 32)
 rng = random.Random(SEED)

@@ -1,13 +1,22 @@
 /*
  * reach — hides in which order roots are walked and how what was seen is remembered.
+ *
+ * Equal ids do not mean that what is below lies in the same packs: hosts store the same directory
+ * without knowing of each other, and commits carry copies of their ancestors. So a record is walked
+ * once for each place that something reachable points to; only counted is it once.
  */
 #include "fs/reach.h"
 
 #include <stdio.h>
 #include <uthash.h>
 
-struct seen {
+struct seen_key {
 	struct id id;
+	uint8_t pack[PACK_ID_BYTES]; /* zero with offset 0: anywhere */
+	uint64_t offset;
+};
+struct seen {
+	struct seen_key key;
 	UT_hash_handle hh;
 };
 /* A commit to walk; a list, because histories are too long for recursion. */
@@ -22,21 +31,35 @@ struct walk {
 	struct reach_counts *counts;
 	struct seen *seen;
 	struct pending *pending;
+	bool again; /* below a directory that was counted at another place */
 };
 
 /* True the first time. Out of memory counts as first: more work, never less. */
-static bool first_time(struct walk *walk, const struct id *id)
+static bool first_with(struct walk *walk, const struct seen_key *key)
 {
 	struct seen *seen;
-	HASH_FIND(hh, walk->seen, id, sizeof *id, seen);
+	HASH_FIND(hh, walk->seen, key, sizeof *key, seen);
 	if (seen)
 		return false;
 	seen = malloc(sizeof *seen);
 	if (seen) {
-		seen->id = *id;
-		HASH_ADD(hh, walk->seen, id, sizeof seen->id, seen);
+		seen->key = *key;
+		HASH_ADD(hh, walk->seen, key, sizeof seen->key, seen);
 	}
 	return true;
+}
+
+static bool first_time(struct walk *walk, const struct pointer *pointer)
+{
+	struct seen_key key = {.id = pointer->id, .offset = pointer->place.offset};
+	memcpy(key.pack, pointer->place.pack, PACK_ID_BYTES);
+	return first_with(walk, &key);
+}
+
+static bool first_anywhere(struct walk *walk, const struct pointer *pointer)
+{
+	struct seen_key key = {.id = pointer->id};
+	return first_with(walk, &key);
 }
 
 static int damaged(struct walk *walk, const char *where, int error, const struct message *message)
@@ -61,13 +84,13 @@ static int walk_content(struct walk *walk, const struct content *content, const 
 {
 	struct message message = {{0}};
 	int error = 0;
-	walk->counts->files++;
+	walk->counts->files += !walk->again;
 	if (walk->counts->files % 1024 == 0 &&
 	    progress_report(walk->visitor->progress, "Walking", walk->counts->files, 0, "files"))
 		return -ERR_INTERRUPTED;
 	if (content->kind == CONTENT_CHUNK)
 		return visit(walk, RECORD_CHUNK, &content->pointer);
-	if (content->kind != CONTENT_LIST || !first_time(walk, &content->pointer.id))
+	if (content->kind != CONTENT_LIST || !first_time(walk, &content->pointer))
 		return 0;
 	error = content_walk(walk->lake->odb, content, visit, walk, &message);
 	if (!error)
@@ -103,18 +126,21 @@ static int walk_entries(struct walk *walk, const struct pointer *root, const cha
 static int walk_tree(struct walk *walk, const struct pointer *root, const char *where)
 {
 	struct message message = {{0}};
-	if (pointer_is_none(root) || !first_time(walk, &root->id))
+	bool before = walk->again;
+	if (pointer_is_none(root) || !first_time(walk, root))
 		return 0;
-	walk->counts->directories++;
+	walk->again = !first_anywhere(walk, root);
+	walk->counts->directories += !walk->again;
 	int error = tree_walk(walk->lake->odb, root, visit, walk, &message);
 	if (!error)
 		error = walk_entries(walk, root, where, &message);
+	walk->again = before;
 	return error < 0 ? damaged(walk, where, error, &message) : error;
 }
 
 static int add_pending(struct walk *walk, const struct pointer *pointer, const char *why)
 {
-	if (pointer_is_none(pointer) || !first_time(walk, &pointer->id))
+	if (pointer_is_none(pointer) || !first_time(walk, pointer))
 		return 0;
 	struct pending *pending = malloc(sizeof *pending);
 	if (!pending)
@@ -136,10 +162,14 @@ static int walk_commit(struct walk *walk, const struct pending *pending)
 	int error = visit(walk, RECORD_COMMIT, &pending->pointer);
 	if (error)
 		return error;
-	walk->counts->commits++;
+	walk->counts->commits += first_anywhere(walk, &pending->pointer);
 	error = commit_read(walk->lake->odb, &pending->pointer, &commit, &message);
 	if (error < 0)
 		return damaged(walk, where, error, &message);
+	if (commit->copied_from.raw > 0) { /* nothing else leads there from here */
+		struct pointer first = {pending->pointer.id, commit->copied_from};
+		error = visit(walk, RECORD_COMMIT, &first);
+	}
 	for (size_t i = 0; !error && i < commit->parent_count; i++)
 		error = add_pending(walk, &commit->parents[i], pending->why);
 	return error ? error : walk_tree(walk, &commit->tree, where);

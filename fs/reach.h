@@ -1,8 +1,9 @@
 /*
  * reach — everything that branches, tags, their reflogs and uncommitted changes still need.
  *
- * Walks commits, tree nodes, lists and (as places only) chunks; each record once. Reads all
- * metadata, no file content. Memory: one id per commit, node and file content seen.
+ * Walks commits, tree nodes, lists and (as places only) chunks; each record once for each place
+ * that is pointed to. Reads all metadata, no file content. Memory: an id and a place per commit,
+ * directory and long file seen.
  */
 #ifndef FS_REACH_H
 #define FS_REACH_H

@@ -5,12 +5,14 @@
  * What may be wrong with a commit is decided in one place (check_*), for writing and for reading.
  */
 #include "refs/commit.h"
+#include "refs/commit_copies.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
 
 #define COMMIT_VERSION 1
 #define PLACES_VERSION 1
+#define PLACES_VERSION_COPY 2 /* where it was copied from comes last */
 #define MODE_MAX 0xffffu
 
 static bool author_is_valid(const uint8_t *author, size_t length)
@@ -74,10 +76,13 @@ int commit_encode(const struct commit *commit, struct buffer *logical, struct bu
 		buffer_string(logical, commit->meta[i].value, strlen(commit->meta[i].value));
 	}
 
-	buffer_u8(places, PLACES_VERSION);
+	bool copy = commit->copied_from.raw > 0;
+	buffer_u8(places, copy ? PLACES_VERSION_COPY : PLACES_VERSION);
 	encode_pointer_place(places, &commit->tree);
 	for (size_t i = 0; i < commit->parent_count; i++)
 		encode_pointer_place(places, &commit->parents[i]);
+	if (copy)
+		place_encode(places, &commit->copied_from);
 
 	int rc = buffer_check(logical);
 	return rc < 0 ? rc : buffer_check(places);
@@ -148,12 +153,17 @@ static int decode_places(const void *places, size_t length, struct commit *commi
 	struct reader reader = reader_of(places, length);
 	uint8_t version = read_u8(&reader);
 
-	if (!reader.failed && version != PLACES_VERSION)
-		return version > PLACES_VERSION ? -ERR_VERSION : -ERR_CORRUPT;
+	if (!reader.failed && version != PLACES_VERSION && version != PLACES_VERSION_COPY)
+		return version > PLACES_VERSION_COPY ? -ERR_VERSION : -ERR_CORRUPT;
 	if (!pointer_is_none(&commit->tree))
 		place_decode(&reader, &commit->tree.place);
 	for (size_t i = 0; i < commit->parent_count; i++)
 		place_decode(&reader, &commit->parents[i].place);
+	if (version == PLACES_VERSION_COPY) {
+		place_decode(&reader, &commit->copied_from);
+		if (commit->copied_from.raw == 0)
+			return -ERR_CORRUPT;
+	}
 	return reader_finish(&reader);
 }
 
@@ -339,6 +349,7 @@ int commit_write(struct odb *odb, struct packer *packer, const struct commit *co
                  struct pointer *ret_pointer, struct message *message)
 {
 	struct commit canonical = *commit;
+	struct pointer parents[COMMIT_PARENTS_MAX];
 	struct meta_pair meta[COMMIT_META_MAX];
 	int rc = check_commit(commit, message);
 
@@ -353,7 +364,14 @@ int commit_write(struct odb *odb, struct packer *packer, const struct commit *co
 			            meta[i].key);
 	}
 	canonical.meta = meta;
+	canonical.copied_from = (struct place){0};
 	rc = compute_generation(odb, &canonical, message);
+	if (rc < 0)
+		return rc;
+	if (commit->parent_count > 0)
+		memcpy(parents, commit->parents, commit->parent_count * sizeof(parents[0]));
+	canonical.parents = parents;
+	rc = copies_carry(odb, packer, parents, commit->parent_count, message);
 	if (rc < 0)
 		return rc;
 

@@ -22,7 +22,9 @@ struct meta_pair {
 	const char *value; /* at most 4096 bytes */
 };
 struct commit {
-	struct pointer self;    /* filled by commit_read and commit_write */
+	struct pointer self; /* filled by commit_read and commit_write */
+	/* This record is a copy of the one there (refs/commit_copies.h); raw 0: it is none. */
+	struct place copied_from;
 	struct pointer tree;    /* root directory; pointer_none: empty */
 	struct attributes root; /* the root directory's own mode, owner, time */
 	struct pointer *parents;
@@ -39,9 +41,10 @@ struct commit {
 int commit_read(struct odb *odb, const struct pointer *pointer, struct commit **ret_commit,
                 struct message *message);
 /* Checks limits, sorts meta, computes the generation (reads the parents), adds the record to the
- * packer. `self` and `generation` of the argument are ignored; `message` may be NULL (empty).
- * -ERR_INVALID and -ERR_TOO_LARGE name the field at fault; no string may hold a NUL, no author a
- * control character; the root must be a directory, parents and meta keys unique. */
+ * packer, and copies of ancestors' with it: the places of the parents may not be those given.
+ * `self`, `copied_from` and `generation` of the argument are ignored; `message` may be NULL
+ * (empty). -ERR_INVALID and -ERR_TOO_LARGE name the field at fault; no string may hold a NUL, no
+ * author a control character; the root must be a directory, parents and meta keys unique. */
 int commit_write(struct odb *odb, struct packer *packer, const struct commit *commit,
                  struct pointer *ret_pointer, struct message *message);
 /* For fuzzing and fsck: decode bytes of a record. Only the canonical encoding is accepted, so

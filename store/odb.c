@@ -425,12 +425,34 @@ static void cache_add(struct odb *odb, struct cached *cached)
 	pthread_mutex_unlock(&odb->lock);
 }
 
-int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
-                    struct record **ret_record, struct message *message)
+/* The record's bytes without asking the store, verified. Windows count what they serve to who may
+ * ask. */
+static bool decode_at_hand(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
+                           bool may_ask, uint8_t *out)
+{
+	CLEANUP(buffer_release) struct buffer stored = {.limit = RECORD_RAW_MAX};
+	const struct place *place = &pointer->place;
+	bool there = fetch_from_memory(odb, place->pack, place->offset, place->stored, &stored);
+
+	if (!there && kind == RECORD_COMMIT)
+		there = index_kept(odb->index, pointer, &stored);
+	if (!there && !may_ask && is_small(odb, kind, place)) {
+		buffer_clear(&stored);
+		there = windows_peek(odb->windows, place->pack, place->offset, place->stored,
+		                     &stored);
+	}
+	return there && !buffer_check(&stored) && stored.length == place->stored &&
+	       !codec_decode(stored.data, place, out) &&
+	       !record_verify(kind, &pointer->id, out, place->raw);
+}
+
+/* `may_ask`: the store. */
+static int read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
+                       bool may_ask, struct record **ret_record, struct message *message)
 {
 	struct cached *cached = cache_find(odb, kind, pointer);
 	size_t raw = pointer->place.raw;
-	int error;
+	int error = 0;
 
 	assert(kind >= RECORD_LIST && kind <= RECORD_COMMIT);
 	if (cached) {
@@ -445,7 +467,9 @@ int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer
 	atomic_init(&cached->references, 1);
 	cached->key = cache_key(kind, pointer);
 	cached->bytes = sizeof(*cached) + raw;
-	error = read_one(odb, kind, pointer, cached->raw, message);
+	if (!decode_at_hand(odb, kind, pointer, may_ask, cached->raw))
+		error = may_ask ? read_one(odb, kind, pointer, cached->raw, message)
+		                : -ERR_NOT_FOUND;
 	if (error) {
 		free(cached);
 		return error;
@@ -454,6 +478,18 @@ int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer
 	cache_add(odb, cached);
 	*ret_record = &cached->record;
 	return 0;
+}
+
+int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
+                    struct record **ret_record, struct message *message)
+{
+	return read_record(odb, kind, pointer, true, ret_record, message);
+}
+
+int odb_read_at_hand(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
+                     struct record **ret_record)
+{
+	return read_record(odb, kind, pointer, false, ret_record, NULL);
 }
 
 /* -- chunks -- */

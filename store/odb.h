@@ -86,6 +86,10 @@ struct record {
  * -ERR_STORE_AWAY; the message names pack and offset. */
 int odb_read_record(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
                     struct record **ret_record, struct message *message);
+/* The same without the store: only what is cached, in a pack not yet put, in a window, or kept in
+ * the index (commits that this host wrote). -ERR_NOT_FOUND: not at hand; there is no message. */
+int odb_read_at_hand(struct odb *odb, enum record_kind kind, const struct pointer *pointer,
+                     struct record **ret_record);
 void record_unref(struct record *record); /* accepts NULL */
 struct record *record_ref(struct record *record);
 
@@ -137,6 +141,11 @@ int packer_add_chunk_in_turn(struct packer *packer, const void *bytes, size_t le
 int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
                       size_t logical_length, const void *places, size_t places_length,
                       struct pointer *ret_pointer, struct message *message);
+/* The same for a record that is stored elsewhere already: it is not looked up but added once more,
+ * and found here from now on. */
+int packer_add_copy(struct packer *packer, enum record_kind kind, const void *logical,
+                    size_t logical_length, const void *places, size_t places_length,
+                    struct pointer *ret_pointer, struct message *message);
 /* When this returns 0, everything added before is durable. A failure loses nothing: packs that
  * could not be put stay in memory (at most three, then adding fails too); call it again. */
 int packer_flush(struct packer *packer, struct message *message);

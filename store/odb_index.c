@@ -18,6 +18,7 @@
 #define INDEX_BATCH 2000
 #define INDEX_SCAN 100000 /* entries looked at in one transaction: others write in between */
 #define INDEX_TABLE 0
+#define KEPT_BYTES_MAX 2048 /* stored; of one commit */
 
 struct present {
 	uint8_t pack[PACK_ID_BYTES];
@@ -197,13 +198,14 @@ void index_refresh_condemned(struct index *index, bool ahead)
 	condemned_release(&old);
 }
 
-/* -- the index: id -> kind u8, place, for all but chunks the first bytes of the seal, check -- */
+/* -- the index: id -> kind u8, place, for all but chunks the first bytes of the seal, of small
+ * commits the stored bytes, check -- */
 
 /* A bit that falls over in the index must not send a commit to a place where its bytes are not. */
 static int index_check(const struct id *id, const void *value, size_t length,
                        uint8_t ret_check[CHECK_BYTES])
 {
-	uint8_t bytes[ID_BYTES + 1 + PLACE_ENCODED_BYTES + CHECK_BYTES];
+	uint8_t bytes[ID_BYTES + 1 + PLACE_ENCODED_BYTES + CHECK_BYTES + KEPT_BYTES_MAX];
 
 	if (length > sizeof(bytes) - ID_BYTES)
 		return -ERR_CORRUPT;
@@ -213,11 +215,16 @@ static int index_check(const struct id *id, const void *value, size_t length,
 	return 0;
 }
 
+struct index_value {
+	struct place place;
+	const uint8_t *seal; /* NULL for chunks */
+	const uint8_t *kept; /* place.stored bytes, or NULL */
+};
+
 static int index_value_decode(const struct id *id, struct span value, enum record_kind kind,
-                              const uint8_t seal[CHECK_BYTES], struct place *ret_place)
+                              struct index_value *ret_value)
 {
 	struct reader reader;
-	const uint8_t *found_seal;
 	uint8_t check[CHECK_BYTES];
 	size_t length;
 
@@ -229,16 +236,20 @@ static int index_value_decode(const struct id *id, struct span value, enum recor
 	    memcmp(check, (const uint8_t *)value.data + length, CHECK_BYTES) != 0 ||
 	    read_u8(&reader) != (uint8_t)kind)
 		return -ERR_NOT_FOUND;
-	place_decode(&reader, ret_place);
-	found_seal = kind == RECORD_CHUNK ? seal : read_bytes(&reader, CHECK_BYTES);
-	if (reader_finish(&reader) || memcmp(found_seal, seal, CHECK_BYTES) != 0)
+	place_decode(&reader, &ret_value->place);
+	ret_value->seal = kind == RECORD_CHUNK ? NULL : read_bytes(&reader, CHECK_BYTES);
+	ret_value->kept = NULL;
+	if (kind == RECORD_COMMIT && reader_left(&reader) > 0)
+		ret_value->kept = read_bytes(&reader, ret_value->place.stored);
+	if (reader_finish(&reader))
 		return -ERR_NOT_FOUND;
-	return ret_place->raw ? 0 : -ERR_NOT_FOUND;
+	return ret_value->place.raw ? 0 : -ERR_NOT_FOUND;
 }
 
 bool index_find(struct index *index, const struct id *id, enum record_kind kind,
                 const uint8_t seal[CHECK_BYTES], struct place *ret_place)
 {
+	struct index_value found;
 	struct kv_txn *txn;
 	struct place place;
 	struct span value;
@@ -248,7 +259,11 @@ bool index_find(struct index *index, const struct id *id, enum record_kind kind,
 		return false;
 	error = kv_get(txn, INDEX_TABLE, id->bytes, ID_BYTES, &value);
 	if (!error)
-		error = index_value_decode(id, value, kind, seal, &place);
+		error = index_value_decode(id, value, kind, &found);
+	if (!error && found.seal && memcmp(found.seal, seal, CHECK_BYTES) != 0)
+		error = -ERR_NOT_FOUND;
+	if (!error)
+		place = found.place;
 	kv_abort(txn);
 	if (error)
 		return false;
@@ -264,15 +279,43 @@ bool index_find(struct index *index, const struct id *id, enum record_kind kind,
 	return true;
 }
 
-static int index_put(struct kv_txn *txn, const struct packed *packed)
+static bool place_same(const struct place *a, const struct place *b)
 {
+	return memcmp(a->pack, b->pack, PACK_ID_BYTES) == 0 && a->offset == b->offset &&
+	       a->stored == b->stored && a->raw == b->raw && a->codec == b->codec &&
+	       a->key == b->key;
+}
+
+bool index_kept(struct index *index, const struct pointer *pointer, struct buffer *ret_bytes)
+{
+	struct index_value found;
+	struct kv_txn *txn;
+	struct span value;
+	bool kept;
+
+	if (!index || kv_begin(index->kv, false, &txn))
+		return false;
+	kept = kv_get(txn, INDEX_TABLE, pointer->id.bytes, ID_BYTES, &value) == 0 &&
+	       index_value_decode(&pointer->id, value, RECORD_COMMIT, &found) == 0 && found.kept &&
+	       place_same(&found.place, &pointer->place);
+	if (kept)
+		buffer_append(ret_bytes, found.kept, found.place.stored);
+	kv_abort(txn);
+	return kept && buffer_check(ret_bytes) == 0;
+}
+
+static int index_put(struct kv_txn *txn, const struct packed *packed, const uint8_t *bytes)
+{
+	const struct place *place = &packed->entry.place;
 	CLEANUP(buffer_release) struct buffer value = {0};
 	uint8_t check[CHECK_BYTES];
 
 	buffer_u8(&value, (uint8_t)packed->entry.kind);
-	place_encode(&value, &packed->entry.place);
+	place_encode(&value, place);
 	if (packed->entry.kind != RECORD_CHUNK)
 		buffer_append(&value, packed->seal, CHECK_BYTES);
+	if (packed->entry.kind == RECORD_COMMIT && place->stored <= KEPT_BYTES_MAX)
+		buffer_append(&value, bytes + place->offset, place->stored);
 	if (buffer_check(&value) || index_check(&packed->entry.id, value.data, value.length, check))
 		return -ERR_NO_MEMORY;
 	buffer_append(&value, check, CHECK_BYTES);
@@ -281,7 +324,8 @@ static int index_put(struct kv_txn *txn, const struct packed *packed)
 	return kv_put(txn, INDEX_TABLE, packed->entry.id.bytes, ID_BYTES, value.data, value.length);
 }
 
-void index_enter(struct index *index, const struct packed *entries, size_t count)
+void index_enter(struct index *index, const struct packed *entries, size_t count,
+                 const uint8_t *bytes)
 {
 	for (size_t start = 0; index && start < count; start += INDEX_BATCH) {
 		struct kv_txn *txn;
@@ -290,7 +334,7 @@ void index_enter(struct index *index, const struct packed *entries, size_t count
 		if (error)
 			return;
 		for (size_t i = start; !error && i < count && i < start + INDEX_BATCH; i++)
-			error = index_put(txn, &entries[i]);
+			error = index_put(txn, &entries[i], bytes);
 		if (error)
 			kv_abort(txn);
 		else

@@ -3,7 +3,8 @@
  * and which packs may be relied on for that.
  *
  * Holds:      table 0 of the index (a cache, may be lost), packs seen in the store, the list of
- *             packs that gc means to remove.
+ *             packs that gc means to remove. Of commits the bytes, too: each is a pack of its own,
+ *             so reading one again would be a request.
  * Invariants: a place is found only when its pack was seen in the store and cannot have been
  *             removed since (store/README.md, "Condemned packs").
  * Threads:    any. One lock, a leaf; never held across the store or LMDB.
@@ -25,8 +26,13 @@ void index_free(struct index *index);
  * the caller holds), and its pack is in the store. */
 bool index_find(struct index *index, const struct id *id, enum record_kind kind,
                 const uint8_t seal[CHECK_BYTES], struct place *ret_place);
-/* Failing to enter something costs deduplication later, nothing else: no result. */
-void index_enter(struct index *index, const struct packed *entries, size_t count);
+/* Failing to enter something costs deduplication later, nothing else: no result. `bytes` is the
+ * pack's; small commits are kept whole. */
+void index_enter(struct index *index, const struct packed *entries, size_t count,
+                 const uint8_t *bytes);
+/* Append the stored bytes of a commit that was entered with this very place; false when there are
+ * none. They are the caller's to verify. */
+bool index_kept(struct index *index, const struct pointer *pointer, struct buffer *ret_bytes);
 /* Drop the ids listed where they point into the pack. */
 void index_drop(struct index *index, const uint8_t pack[PACK_ID_BYTES],
                 const struct packed *entries, size_t count);

@@ -529,6 +529,31 @@ int windows_read(struct windows *windows, const uint8_t pack[PACK_ID_BYTES], uin
 	return error ? error : fetched;
 }
 
+bool windows_peek(struct windows *windows, const uint8_t pack[PACK_ID_BYTES], uint64_t offset,
+                  uint32_t length, struct buffer *ret_bytes)
+{
+	uint64_t end = offset + length, at = offset;
+	size_t before = ret_bytes->length;
+
+	assert(length <= BLOCK_BYTES && end <= PACK_TARGET_BYTES);
+	pthread_mutex_lock(&windows->lock);
+	while (at < end) {
+		struct view *view = view_find(windows, pack);
+		struct window *window = view ? view->blocks[at / BLOCK_BYTES] : NULL;
+
+		if (!window || window->state != WINDOW_READY)
+			break;
+		window->references++;
+		pthread_mutex_unlock(&windows->lock);
+		window_copy(window, at, end, ret_bytes);
+		at = (uint64_t)(window->first + window->count) * BLOCK_BYTES;
+		pthread_mutex_lock(&windows->lock);
+		window_unref(window);
+	}
+	pthread_mutex_unlock(&windows->lock);
+	return !buffer_check(ret_bytes) && ret_bytes->length == before + length;
+}
+
 /* -- dropping, counting, the end -- */
 
 void windows_drop(struct windows *windows, const uint8_t pack[PACK_ID_BYTES], uint64_t offset,

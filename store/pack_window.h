@@ -33,6 +33,10 @@ enum window_side { WINDOW_AFTER, WINDOW_BEFORE };
 int windows_read(struct windows *windows, const uint8_t pack[PACK_ID_BYTES], uint64_t offset,
                  uint32_t length, enum window_side side, struct buffer *ret_bytes,
                  struct message *message);
+/* The same of what is held already: true when that is all of it. Asks nobody, waits for nobody and
+ * leaves no trace in the policy. */
+bool windows_peek(struct windows *windows, const uint8_t pack[PACK_ID_BYTES], uint64_t offset,
+                  uint32_t length, struct buffer *ret_bytes);
 /* Forget what was fetched of a range, because it was wrong. */
 void windows_drop(struct windows *windows, const uint8_t pack[PACK_ID_BYTES], uint64_t offset,
                   uint64_t length);

@@ -277,7 +277,7 @@ static int put_one(struct packer *packer, struct message *message)
 		error = object_put(odb_store(packer->odb), key, pack->data, pack->length, message);
 	if (!error) {
 		odb_pack_durable(packer->odb, pack);
-		index_enter(odb_index(packer->odb), pack->entries, pack->count);
+		index_enter(odb_index(packer->odb), pack->entries, pack->count, pack->data);
 	}
 
 	pthread_mutex_lock(&packer->lock);
@@ -454,9 +454,9 @@ static int append(struct packer *packer, struct pack **slot, const struct id *id
 		error = pack_append(*slot, id, kind, encoded, seal, ret_place);
 	if (error)
 		return error;
-	*known_slot(&packer->known, id, kind) =
-	        (struct known_slot){*slot, (uint32_t)((*slot)->count - 1)};
-	packer->known.count++;
+	struct known_slot *known = known_slot(&packer->known, id, kind);
+	packer->known.count += !known->pack; /* a copy takes the place of what was known */
+	*known = (struct known_slot){*slot, (uint32_t)((*slot)->count - 1)};
 	if (kind == RECORD_CHUNK)
 		(*slot)->content_bytes += encoded->stored;
 	return 0;
@@ -558,15 +558,13 @@ int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
 	return packer_add_chunk_in_turn(packer, bytes, length, NULL, ret_pointer, ret_new, message);
 }
 
-int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
-                      size_t logical_length, const void *places, size_t places_length,
-                      struct pointer *ret_pointer, struct message *message)
+/* A record with places as it is stored: one allocation, the caller's; its seal is the tail. */
+static int frame(enum record_kind kind, const void *logical, size_t logical_length,
+                 const void *places, size_t places_length, struct span *ret_raw, struct id *ret_id,
+                 struct message *message)
 {
-	CLEANUP(free_pointer) uint8_t *raw = NULL;
 	size_t length = RECORD_FRAME_BYTES + logical_length + places_length;
-	struct pointer pointer;
-	bool new;
-	int error;
+	CLEANUP(free_pointer) uint8_t *raw = NULL;
 
 	if (logical_length > RECORD_RAW_MAX || places_length > RECORD_RAW_MAX ||
 	    length > RECORD_RAW_MAX)
@@ -576,11 +574,60 @@ int packer_add_record(struct packer *packer, enum record_kind kind, const void *
 	if (!raw)
 		return fail(message, -ERR_NO_MEMORY, "a record of %zu bytes", length);
 	record_frame(logical, logical_length, places, places_length, raw);
-	error = record_id(kind, logical, logical_length, &pointer.id);
+	if (record_id(kind, logical, logical_length, ret_id))
+		return fail(message, -ERR_NO_MEMORY, "hashing a record");
+	*ret_raw = (struct span){steal(&raw), length};
+	return 0;
+}
+
+int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
+                      size_t logical_length, const void *places, size_t places_length,
+                      struct pointer *ret_pointer, struct message *message)
+{
+	struct pointer pointer;
+	struct span raw;
+	bool new;
+	int error = frame(kind, logical, logical_length, places, places_length, &raw, &pointer.id,
+	                  message);
+
 	if (error)
-		return fail(message, error, "hashing a record");
-	error = add(packer, &pointer.id, kind, raw, length, raw + length - SEAL_BYTES, NULL,
-	            &pointer.place, &new, message);
+		return error;
+	error = add(packer, &pointer.id, kind, raw.data, raw.length,
+	            (const uint8_t *)raw.data + raw.length - SEAL_BYTES, NULL, &pointer.place, &new,
+	            message);
+	free((void *)raw.data);
+	if (error)
+		return error;
+	*ret_pointer = pointer;
+	return 0;
+}
+
+int packer_add_copy(struct packer *packer, enum record_kind kind, const void *logical,
+                    size_t logical_length, const void *places, size_t places_length,
+                    struct pointer *ret_pointer, struct message *message)
+{
+	struct encoded encoded;
+	struct pointer pointer;
+	struct pack **slot;
+	struct span raw;
+	int error = frame(kind, logical, logical_length, places, places_length, &raw, &pointer.id,
+	                  message);
+
+	if (error)
+		return error;
+	error = codec_encode(raw.data, raw.length, odb_level(packer->odb), &encoded);
+	if (error) {
+		fail(message, error, "encoding a record of %zu bytes", raw.length);
+	} else {
+		pthread_mutex_lock(&packer->lock);
+		error = slot_for(packer, kind, encoded.stored, &slot, message);
+		if (!error &&
+		    append(packer, slot, &pointer.id, kind, &encoded,
+		           (const uint8_t *)raw.data + raw.length - SEAL_BYTES, &pointer.place))
+			error = fail(message, -ERR_NO_MEMORY, "no memory for a pack");
+		pthread_mutex_unlock(&packer->lock);
+	}
+	free((void *)raw.data);
 	if (error)
 		return error;
 	*ret_pointer = pointer;

@@ -316,6 +316,37 @@ def many_branches(a, b):
         until(lambda: not (b / names[0]).exists())
 
 
+def garbage(a, b):
+    """Equal directories that hosts stored without knowing of each other lie in packs of their own."""
+    def same(host, branch):
+        directory = host / branch / "same"
+        directory.mkdir()
+        for number in range(20):
+            (directory / f"{number}").write_text(f"same {number}")
+            os.utime(directory / f"{number}", (1000, 1000))
+        host.commit("same", branch)
+
+    with tests.case("gc keeps equal directories of two hosts, each where it is used"):
+        a.ctl("branch", "create", "zz", "main")
+        a.ctl("branch", "create", "temporary", "main")
+        a.ctl("branch", "create", "other", "main")
+        same(a, "zz")
+        b.ctl("refresh", "temporary")
+        same(b, "temporary")
+        (b / "other/own").write_text("a root of its own")
+        b.commit("own", "other")
+        b.ctl("merge", "temporary", "other", "--squash", "-m", "squashed")
+        b.ctl("branch", "delete", "temporary", "--force")
+        for _ in range(2):
+            time.sleep(1.1)
+            a.ctl("gc", "--alone", "--grace-seconds", "0", "--deleted-days", "0")
+        a.ctl("fsck")
+        with Host(a) as late:
+            for branch in ("zz", "other"):
+                assert (late / branch / "same/7").read_text() == "same 7"
+            late.ctl("fsck")
+
+
 def contend(group, commits):
     """Every host commits files of its own to main, all at once."""
     count = len(group)
@@ -425,6 +456,8 @@ with hosts(2) as pair:
     following(*pair)
     uncommitted(*pair)
     many_branches(*pair)
+with hosts(2) as pair:
+    garbage(*pair)
 never_and_away()
 contention()
 turmoil()

@@ -276,6 +276,46 @@ def garbage(gateway):
             assert lake.ctl("fsck")
 
 
+def histories(gateway):
+    """What walking commits costs a host that has none of them: each is a pack of its own."""
+    commits = 100
+    with S3Lake(gateway) as lake:
+        fill(lake, 10)
+        lake.ctl("branch", "create", "side", "main")
+        for number in range(commits):
+            for branch, name in (("main", "d/one"), ("side", "d/other")):
+                touch(lake, branch, name)
+                lake.ctl("commit", branch, "-m", f"{branch} {number}")
+        with S3Lake(gateway, first=lake) as cold:
+            with tests.case("a cold log of ten commits is a few requests"):
+                assert len(count(cold, "log -n 10, another host's", "cold", "log", "main", "-n", "10")) <= 8
+            with tests.case("a cold log of all is few requests"):
+                found = count(cold, "log of 102, another host's", "cold", "log", "main", "-n", "1000")
+                assert len(found) <= 22, found
+        with S3Lake(gateway, first=lake) as cold, tests.case("so is a cold merge over 100 and 100 commits"):
+            found = count(cold, "merge over 100 and 100", "cold", "merge", "side", "main")
+            assert len(found) <= 55, found
+            lake.ctl("refresh", "main")
+        with tests.case("what was committed here is known to the next daemon"):
+            lake.again()
+            assert len(count(lake, "log -n 50", "cold", "log", "main~1", "-n", "50")) <= 4
+        with tests.case("gc keeps what copies lead to, and no more"):
+            lake.ctl("branch", "create", "gone", "main")
+            for number in range(40):
+                touch(lake, "gone", "d/gone")
+                lake.ctl("commit", "gone", "-m", f"gone {number}")
+            lake.ctl("branch", "delete", "gone", "--force")
+            gc = ("gc", "--alone", "--grace-seconds", "0", "--deleted-days", "0")
+            for _ in range(2):
+                time.sleep(1.1)
+                removed = lake.ctl(*gc)["removed_packs"]
+            assert removed == 40, removed
+            lake.ctl("fsck")
+            with S3Lake(gateway, first=lake) as cold:
+                assert len(cold.ctl("log", "main", "-n", "1000")["commits"]) == 2 * commits + 4
+                cold.ctl("fsck")
+
+
 def idle(gateway):
     with S3Lake(gateway, refresh_ms=1000) as lake, tests.case("a mount that nothing happens in asks once a second"):
         held = os.open(lake / "main", os.O_RDONLY | os.O_DIRECTORY)  # it is in use, whatever the kernel forgets
@@ -293,6 +333,7 @@ def main():
         races(gateway)
         listings(gateway)
         garbage(gateway)
+        histories(gateway)
         sizes(gateway)
     if SHOW:
         for what, states in table.items():

@@ -218,7 +218,7 @@ static void test_no_index_remembers_nothing(void **state)
 	index_pack_seen(NULL, pack);
 	index_pack_forget(NULL, pack);
 	index_refresh_condemned(NULL, false);
-	index_enter(NULL, &packed, 1);
+	index_enter(NULL, &packed, 1, NULL);
 	index_drop(NULL, pack, NULL, 0);
 	assert_false(index_find(NULL, &packed.entry.id, RECORD_CHUNK, seal, &place));
 	index_free(NULL);

@@ -12,7 +12,7 @@
  *             recent/ is complete; (3) a blob's bytes never change; (4) bytes on disk stay
  *             within the configured bound (least recently used first; referenced blobs stay;
  *             what was there before opening counts once a background scan has seen it).
- * Threads:    any, one of its own that syncs and evicts, and up to 16 that fetch. Locks:
+ * Threads:    any, one of its own that syncs and evicts, and up to 32 that fetch. Locks:
  * internal.h; none is held across the store or the disk (but the one that keeps evictions apart).
  *             Duplicate fetches of one range are joined.
  */

@@ -17,6 +17,8 @@
 #define GAP_BYTES_MAX ((uint64_t)1 << 20)
 #define BACK_BYTES_MAX ((uint64_t)2 << 20) /* the kernel's reads overtake each other by so much */
 #define STEADY_BYTES ((uint64_t)16 << 20)  /* a cursor that went on for so long will go on */
+#define CREDIT_REPLAY ((uint64_t)1 << 20)  /* when reads come again for the first time */
+#define REPLAY_PROVEN 4                    /* guesses: then they earn as steady reading does */
 
 int cursors_new(struct cursors **ret_cursors)
 {
@@ -112,10 +114,11 @@ static void go_on(struct cursor *cursor, const struct cursors_read *read)
 }
 
 /* What may be fetched in vain for these bytes read: three quarters of them; all, for who goes on
- * steadily; the double, for a file that is read from its beginning. */
-static uint64_t earn(const struct cursor *cursor, uint64_t bytes)
+ * steadily; the double, for a file that is read from its beginning, or as it was before. */
+static uint64_t earn(const struct cursors *cursors, const struct cursor *cursor, uint64_t bytes)
 {
-	if (cursor->at_start && cursor->continued)
+	bool replays = cursors->replay.place_count && cursors->replay.proven >= REPLAY_PROVEN;
+	if ((cursor->at_start && cursor->continued) || replays)
 		return 2 * bytes;
 	return cursor->run >= STEADY_BYTES ? bytes : bytes - bytes / 4;
 }
@@ -138,9 +141,15 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		cursors->started = true;
 		cursors->credit += CREDIT_START;
 	}
-	cursors->credit += used + earn(cursor, used + read->missing);
+	replay_read(&cursors->replay, read->start, read->end);
+	cursors->credit += used + earn(cursors, cursor, used + read->missing);
+	if (cursors->replay.place_count && !cursors->replayed) {
+		cursors->replayed = true;
+		cursors->credit += CREDIT_REPLAY;
+	}
 	cursors->credit = smaller(cursors->credit, larger(read->window_max, CREDIT_FIRST));
-	if ((!cursor->continued && !large_start) || !read->window_max)
+	if ((!cursor->continued && !large_start) || !read->window_max ||
+	    replay_expects(&cursors->replay, read->end))
 		return used;
 
 	uint64_t from = larger(cursor->ahead, cursor->at);
@@ -157,6 +166,16 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 	cursor->ahead = from + length;
 	*ret_ahead = (struct extent){from, from + length};
 	return used;
+}
+
+bool cursors_replay(struct cursors *cursors, const struct cursors_read *read,
+                    struct extent *ret_ahead)
+{
+	uint64_t most = smaller(cursors->credit, read->window_max);
+	if (!replay_next(&cursors->replay, read->size, most, ret_ahead))
+		return false;
+	cursors->credit -= ret_ahead->end - ret_ahead->start;
+	return true;
 }
 
 void cursors_refund(struct cursors *cursors, uint64_t bytes)

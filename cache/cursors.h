@@ -4,7 +4,8 @@
  * Several programs, or one that goes through several columns, read one file at several places at
  * once. Each place that reads go on from is a cursor; a read that goes on nowhere is a new cursor
  * and fetches nothing ahead. What may be fetched ahead in vain is bounded for the whole blob,
- * whatever its readers do: by credit, which reading earns and fetching ahead spends.
+ * whatever its readers do: by credit, which reading earns and fetching ahead spends. Reads that
+ * come again elsewhere in the file (cache/replay.h) are fetched ahead on the same credit.
  *
  * Pure: no locks (the owner's), no I/O, no blob.
  */
@@ -12,6 +13,7 @@
 #define CACHE_CURSORS_H
 
 #include "cache/extents.h"
+#include "cache/replay.h"
 
 #define CURSORS_MAX 32
 #define WINDOW_BYTES_MIN ((uint64_t)256 << 10)
@@ -31,8 +33,10 @@ struct cursors {
 	struct cursor items[CURSORS_MAX];
 	size_t count;
 	uint64_t clock;
-	uint64_t credit;       /* bytes that may be fetched ahead */
-	bool started;          /* the credit for reading a file from its start was given */
+	uint64_t credit; /* bytes that may be fetched ahead */
+	bool started;    /* the credit for reading a file from its start was given */
+	bool replayed;   /* and that for the first reads that came again */
+	struct replay replay;
 	struct extents unread; /* asked to be fetched ahead, not read since */
 };
 
@@ -49,6 +53,9 @@ struct cursors_read {
  * now (empty: nothing), already paid for. */
 uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
                       struct extent *ret_ahead);
+/* After a read, until it is false: one more range to fetch ahead, because reads come again. */
+bool cursors_replay(struct cursors *cursors, const struct cursors_read *read,
+                    struct extent *ret_ahead);
 /* `bytes` of what was to be fetched ahead were here already: give them back. */
 void cursors_refund(struct cursors *cursors, uint64_t bytes);
 /* These bytes are being fetched ahead. */

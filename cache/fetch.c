@@ -34,6 +34,9 @@
 #define WINDOW_BYTES_LEAST ((uint64_t)1 << 20)
 #define BULK_BYTES ((uint64_t)64 << 20)
 #define BULK_STEP_BYTES ((uint64_t)8 << 20)
+/* Of a file, whose lists are read at the first read: 2 MiB of them. */
+#define LISTED_BYTES_MAX ((uint64_t)4 << 30)
+#define LISTED_PARTS 4 /* at once */
 
 /* A reader, on its stack: linked into the blob while it waits. */
 struct waiter {
@@ -507,13 +510,17 @@ static void job_end(struct job *job)
 }
 
 static void run_plan(struct job *plan);
+static void read_lists(const struct job *job);
 
 int job_run(struct job *job, struct message *message)
 {
 	struct blob *blob = job->blob;
 	struct message why = {.text[0] = '\0'};
-	if (job->kind == JOB_PLAN) {
-		run_plan(job);
+	if (job->kind == JOB_PLAN || job->kind == JOB_LISTS) {
+		if (job->kind == JOB_PLAN)
+			run_plan(job);
+		else
+			read_lists(job);
 		job_end(job);
 		return 0;
 	}
@@ -537,7 +544,9 @@ void job_abandon(struct job *job)
 {
 	struct blob *blob = job->blob;
 	pthread_mutex_lock(&blob->lock);
-	if (job->kind != JOB_PLAN) {
+	if (job->kind == JOB_LISTS) {
+		blob->listed = false;
+	} else if (job->kind != JOB_PLAN) {
 		DL_DELETE2(blob->jobs, job, previous, following);
 		withdraw(job);
 	} else if (blob->cursors) {
@@ -634,13 +643,72 @@ static void run_plan(struct job *plan)
 	pthread_mutex_unlock(&blob->lock);
 }
 
+/* Locked. A plan, or lists, held for the blob, goes to the end of the list; without memory it does
+ * not. */
+static void append_range(struct blob *blob, enum job_kind kind, struct extent range,
+                         struct job **jobs)
+{
+	struct job *job = calloc(1, sizeof(*job));
+	if (!job && kind == JOB_PLAN) {
+		cursors_refund(blob->cursors, range.end - range.start);
+		cursors_withdraw(blob->cursors, range.start, range.end);
+	}
+	if (!job)
+		return;
+	*job = (struct job){.kind = kind, .blob = blob, .start = range.start, .end = range.end};
+	blob_hold(blob);
+	DL_APPEND(*jobs, job);
+}
+
+/* -- lists ahead -- */
+
+static int stop_when_closed(void *context, const struct piece *piece)
+{
+	const struct blob *blob = context;
+	return blob->cache->closing || !blob->users;
+}
+
+/* They stay in the odb's memory. Whoever comes there will see what is wrong with them. */
+static void read_lists(const struct job *job)
+{
+	struct blob *blob = job->blob;
+	pthread_mutex_lock(&blob->lock);
+	struct content content = blob->content;
+	pthread_mutex_unlock(&blob->lock);
+	(void)content_pieces(blob->cache->odb, &content, job->start, job->end - job->start,
+	                     stop_when_closed, blob, NULL);
+}
+
+/* Locked. At the first read of a large file, so that later ones need no request for a list. */
+static void list_ahead(struct blob *blob, struct job **jobs)
+{
+	uint64_t most = blob->size < LISTED_BYTES_MAX ? blob->size : LISTED_BYTES_MAX;
+	uint64_t part = most / LISTED_PARTS + 1;
+	if (blob->listed || blob->complete || blob->size <= blob->cache->whole_file_bytes)
+		return;
+	blob->listed = true;
+	for (uint64_t at = 0; at < most; at += part)
+		append_range(blob, JOB_LISTS,
+		             (struct extent){at, at + part < most ? at + part : most}, jobs);
+}
+
 /* -- reading -- */
 
+static void add_all(struct pool *pool, struct job **jobs)
+{
+	struct job *job, *next;
+	DL_FOREACH_SAFE(*jobs, job, next)
+	{
+		DL_DELETE(*jobs, job);
+		pool_add(pool, job);
+	}
+}
+
 /* Until [start, end) is present; what of it nobody has is in the batch. 1: somebody gave up what
- * this reader counted on, and the batch does not have it. *plan is queued once nothing of the range
- * can be taken by it. */
+ * this reader counted on, and the batch does not have it. The plans are queued once nothing of the
+ * range can be taken by them. */
 static int await(struct blob *blob, struct batch *batch, uint64_t start, uint64_t end,
-                 struct job **plan, struct message *message)
+                 struct job **plans, struct message *message)
 {
 	struct waiter waiter = {.start = start, .end = end, .message = message};
 	struct pool *pool = blob->cache->pool;
@@ -652,8 +720,7 @@ static int await(struct blob *blob, struct batch *batch, uint64_t start, uint64_
 		bool had = batch->count > 0;
 		if (!job)
 			job = claim_missing(blob, batch, &waiter);
-		if (*plan)
-			pool_add(pool, steal(plan));
+		add_all(pool, plans);
 		if (job) {
 			bool own = job->owner == &waiter;
 			pthread_mutex_unlock(&blob->lock);
@@ -686,7 +753,7 @@ static void wait_until_finished(struct blob *blob)
 		blob_finish(blob);
 }
 
-static int fetch_planned(struct blob *blob, uint64_t start, uint64_t end, struct job **plan,
+static int fetch_planned(struct blob *blob, uint64_t start, uint64_t end, struct job **plans,
                          struct message *message)
 {
 	CLEANUP(batch_release) struct batch batch = {0};
@@ -705,7 +772,7 @@ static int fetch_planned(struct blob *blob, uint64_t start, uint64_t end, struct
 			error = collect(blob, &content, at, end, &batch, message);
 		uint64_t stop = batch.next < end ? batch.next : end;
 		if (!error)
-			error = await(blob, &batch, at, stop, plan, message);
+			error = await(blob, &batch, at, stop, plans, message);
 		if (error < 0)
 			return error;
 	}
@@ -715,8 +782,8 @@ static int fetch_planned(struct blob *blob, uint64_t start, uint64_t end, struct
 
 int fetch_range(struct blob *blob, uint64_t start, uint64_t end, struct message *message)
 {
-	struct job *plan = NULL;
-	return blob->complete ? 0 : fetch_planned(blob, start, end, &plan, message);
+	struct job *plans = NULL;
+	return blob->complete ? 0 : fetch_planned(blob, start, end, &plans, message);
 }
 
 /* Locked. How much of the range is present or claimed. */
@@ -750,13 +817,12 @@ static uint64_t window_max(const struct cache *cache)
 	return bytes;
 }
 
-/* Locked. Moves the cursors; a plan, held for the blob but not queued, when more is to be fetched
- * ahead. */
-static struct job *note_read(struct blob *blob, uint64_t start, uint64_t end)
+/* Locked. Moves the cursors; plans, not queued, when more is to be fetched ahead. */
+static void note_read(struct blob *blob, uint64_t start, uint64_t end, struct job **plans)
 {
 	struct cache *cache = blob->cache;
 	if (!blob->cursors && cursors_new(&blob->cursors))
-		return NULL;
+		return;
 	blob->observed = true;
 	bool here = is_here(blob, start, end);
 	struct cursors_read read = {.start = start,
@@ -773,15 +839,13 @@ static struct job *note_read(struct blob *blob, uint64_t start, uint64_t end)
 	cache->counters.reads_present += here;
 	cache->counters.reads_joined += !here && read.missing == 0;
 	pthread_mutex_unlock(&cache->table_lock);
-	if (ahead.start == ahead.end || blob->complete)
-		return NULL;
-	struct job *plan = calloc(1, sizeof(*plan));
-	if (!plan)
-		return NULL;
-	*plan = (struct job){
-	        .kind = JOB_PLAN, .blob = blob, .start = ahead.start, .end = ahead.end};
-	blob_hold(blob);
-	return plan;
+	if (blob->complete)
+		return;
+	if (ahead.start < ahead.end)
+		append_range(blob, JOB_PLAN, ahead, plans);
+	while (cursors_replay(blob->cursors, &read, &ahead))
+		append_range(blob, JOB_PLAN, ahead, plans);
+	list_ahead(blob, plans);
 }
 
 int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct message *message)
@@ -793,15 +857,14 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 	uint64_t end = blob->size;
 	if (offset < end && length < end - offset)
 		end = offset + length;
-	struct job *plan = NULL;
+	struct job *plans = NULL;
 	if (offset < end) {
 		pthread_mutex_lock(&blob->lock);
-		plan = note_read(blob, offset, end);
+		note_read(blob, offset, end, &plans);
 		pthread_mutex_unlock(&blob->lock);
 	}
-	int error = blob->complete ? 0 : fetch_planned(blob, offset, end, &plan, message);
-	if (plan)
-		pool_add(blob->cache->pool, plan);
+	int error = blob->complete ? 0 : fetch_planned(blob, offset, end, &plans, message);
+	add_all(blob->cache->pool, &plans);
 	return error;
 }
 

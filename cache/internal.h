@@ -6,6 +6,7 @@
  *   fetch.c    what of it is present, fetching what is not: jobs
  *   pool.c     the threads that run jobs, in which order, in how much memory
  *   cursors.c  how far ahead of its readers to fetch
+ *   replay.c   reads that come again elsewhere in a file
  *   evict.c    recency, the bound, making room
  *   durable.c  recent/ -> blobs/ once synced, and what may be trusted on opening
  *   verify.c   checking local files against their ids
@@ -58,11 +59,12 @@
 
 struct pool;
 
-/* Something to fetch by one request: pieces of a blob, claimed by nobody else. Or a plan: to find
- * out what must be fetched ahead in a range, and claim that. */
+/* Something to fetch by one request: pieces of a blob, claimed by nobody else. Or (only a
+ * range) a plan: to find out what must be fetched ahead there, and claim that; or lists. */
 enum job_kind {
 	JOB_DEMAND, /* somebody waits for it */
 	JOB_PLAN,
+	JOB_LISTS, /* to read where a range's chunks are, before anybody comes there */
 	JOB_AHEAD, /* a reader may come there */
 	JOB_BULK,  /* for somebody who wants all of the file */
 };
@@ -108,6 +110,7 @@ struct blob {
 	struct job *jobs;        /* what is claimed: queued or being fetched */
 	struct waiter *waiters;  /* readers that wait (fetch.c) */
 	_Atomic bool observed;   /* has cursors */
+	bool listed;             /* its lists of chunks are being read ahead, or were */
 	struct cursors *cursors; /* or NULL: not read yet */
 	uint64_t disk_bytes;     /* of the partial file, as counted in cache->partial_bytes */
 	char partial_name[PARTIAL_NAME_MAX];

@@ -155,8 +155,15 @@ static void reading_on_is_fetched_ahead(void **state)
 static void random_reads_fetch_their_chunks_only(void **state)
 {
 	struct big big = open_big(state, 2);
-	for (unsigned i = 0; i < 40; i++) /* far from each other, in no order */
-		assert_read(&big, (uint64_t)(i * 17 % 40) * MIB + 600 * KIB, 4000);
+	unsigned places[40];
+	srand48(5);
+	for (unsigned i = 0; i < 40; i++) { /* far from each other, in no order */
+		unsigned other = (unsigned)lrand48() % (i + 1);
+		places[i] = places[other];
+		places[other] = i;
+	}
+	for (unsigned i = 0; i < 40; i++)
+		assert_read(&big, places[i] * MIB + (size_t)lrand48() % MIB, 4000);
 	wait_until_quiet(big.world);
 	struct cache_stats stats = stats_of(big.world);
 	assert_int_equal(stats.ahead_bytes, 0);
@@ -185,6 +192,40 @@ static void interleaved_readers_fetch_little_in_vain(void **state)
 	wait_until_quiet(big.world);
 	assert_true(stats_of(big.world).fetched_bytes <= read * 5 / 2);
 	assert_true(stats_of(big.world).ahead_used_bytes > read / 4);
+	close_big(&big);
+}
+
+/* As a scan of two columns does: each has a piece in each row group. */
+static void columns_of_row_groups_are_fetched_ahead(void **state)
+{
+	struct big big = open_big(state, 12);
+	big.world->probe.delay_ms = 2;
+	uint64_t read = 0;
+	for (uint64_t group = 0; group < BIG / (2 * MIB); group++)
+		for (unsigned column = 0; column < 2; column++) {
+			assert_read(&big, group * 2 * MIB + column * 900 * KIB + 100 * KIB,
+			            100 * KIB);
+			read += 100 * KIB;
+		}
+	wait_until_quiet(big.world);
+	struct cache_stats stats = stats_of(big.world);
+	assert_true(stats.reads - stats.reads_present - stats.reads_joined <= 10);
+	assert_true(stats.ahead_used_bytes > read * 3 / 4);
+	assert_true(stats.fetched_bytes <= read * 7 / 2); /* these are smaller than chunks */
+	close_big(&big);
+}
+
+static void lists_come_with_the_first_read(void **state)
+{
+	struct big big = open_big(state, 13);
+	assert_read(&big, 24 * MIB, 10);
+	wait_until_quiet(big.world);
+	const unsigned places[] = {3, 40, 11, 30, 19, 46, 7, 35};
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		unsigned gets = big.world->probe.gets;
+		assert_read(&big, places[i] * MIB, 10);
+		assert_int_equal(big.world->probe.gets, gets + 1);
+	}
 	close_big(&big);
 }
 
@@ -398,6 +439,8 @@ int main(void)
 	        TEST(reading_on_is_fetched_ahead),
 	        TEST(random_reads_fetch_their_chunks_only),
 	        TEST(interleaved_readers_fetch_little_in_vain),
+	        TEST(columns_of_row_groups_are_fetched_ahead),
+	        TEST(lists_come_with_the_first_read),
 	        TEST(many_readers_see_the_right_bytes_once_fetched),
 	        TEST(readers_side_by_side_share_what_comes),
 	        TEST(memory_is_bounded),

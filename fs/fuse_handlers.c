@@ -107,6 +107,8 @@ static void handle_init(void *context, struct fuse_conn_info *connection)
 	connection->want &= ~unwanted;
 	connection->want |= wanted & connection->capable;
 	connection->max_read = READ_BYTES_MAX;
+	/* The kernel takes the least of this and the device's own (raise_read_ahead). */
+	connection->max_readahead = READ_BYTES_MAX;
 	connection->max_background = 64;
 	connection->congestion_threshold = 48;
 	passthrough_negotiate(&mount->passthrough, connection);

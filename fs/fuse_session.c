@@ -19,7 +19,9 @@
 #include "fs/fuse_loop.h"
 
 #define THREADS_DEFAULT 128 /* made on demand; any number may wait for the store */
-#define READ_AHEAD_KIB 1024
+/* A read of 256 KiB, wherever it begins, is one request; with more the kernel reads further beyond
+ * what is read in pieces than programs do. */
+#define READ_AHEAD_KIB 272
 
 extern char **environ;
 

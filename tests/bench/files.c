@@ -2,15 +2,21 @@
  * files — what the benchmark does to files, without an interpreter's cost. Each command prints the
  * seconds it took (or the figure it names) and nothing else.
  *
- *   make ROOT DIRECTORIES FILES BYTES THREADS SEED   ROOT/dNNNN/fNNNNNN, incompressible, each
- * unique stat ROOT DIRECTORIES FILES                      stat(2) each fill FILE BYTES SEED one
- * incompressible file append FILE BYTES SEED read FILE BLOCK                                  from
- * start to end readback ROOT DIRECTORIES FILES BYTES SEED       what `make` made; compared after
- * the clock is stopped parquet FILE READS SEED                          as a reader of Parquet
- * does; seconds and bytes read scatter FILE READS SEED                          reads of the same
- * lengths anywhere; the same list DIRECTORY                                   what `ls -l` asks the
- * kernel for resident FILE                                    bytes of it in the page cache replace
- * DIRECTORY COUNT                          median of: write, fsync, rename, fsync directory
+ *   make ROOT DIRECTORIES FILES BYTES THREADS SEED
+ *                               ROOT/dNNNN/fNNNNNN, incompressible, each unique
+ *   stat ROOT DIRECTORIES FILES stat(2) each
+ *   fill FILE BYTES SEED        one incompressible file
+ *   append FILE BYTES SEED
+ *   read FILE BLOCK             from start to end
+ *   readback ROOT DIRECTORIES FILES BYTES SEED
+ *                               what `make` made; compared after the clock is stopped
+ *   parquet FILE READS SEED     the footer, then READS column chunks: some columns of each row
+ *                               group; seconds and bytes read
+ *   pieces FILE READS SEED      large column chunks in pieces, at several places in turn; the same
+ *   scatter FILE READS SEED     reads of such lengths anywhere; the same
+ *   list DIRECTORY              what `ls -l` asks the kernel for
+ *   resident FILE               bytes of it in the page cache
+ *   replace DIRECTORY COUNT     median of: write, fsync, rename, fsync directory
  */
 #include <dirent.h>
 #include <err.h>
@@ -208,7 +214,10 @@ static void read_all(char **arguments)
 
 /* -- reads in one file that are not in order -- */
 
-enum { ROW_GROUPS = 16, COLUMNS = 16, CURSORS = 4, LEAST = 64 << 10, MOST = 256 << 10 };
+enum { LEAST = 64 << 10, MOST = 256 << 10 };
+/* Of a file with large row groups, and of one with small ones, of which some columns are read. */
+enum { ROW_GROUPS = 16, COLUMNS = 16, CURSORS = 4 };
+enum { SMALL_ROW_GROUPS = 50, WANTED_COLUMNS = 4, JITTER = 16 << 10 };
 
 static uint64_t draw(uint64_t *state, uint64_t below)
 {
@@ -270,26 +279,75 @@ static uint64_t next_piece(struct parquet *parquet, uint64_t *random, size_t *re
 	return offset;
 }
 
-static void read_pieces(char **arguments, int scattered)
+/* Row groups of equal size; each wanted column has a chunk in each, at the same place and of the
+ * same size but for a jitter, for no two row groups compress alike. */
+struct scan {
+	uint64_t group_bytes;
+	uint64_t starts[WANTED_COLUMNS]; /* from the start of a row group */
+	uint64_t lengths[WANTED_COLUMNS];
+};
+
+static void lay_out_scan(struct scan *scan, uint64_t size, uint64_t *random)
+{
+	scan->group_bytes = size / SMALL_ROW_GROUPS;
+	uint64_t part = scan->group_bytes / WANTED_COLUMNS;
+	if (part <= MOST + 2 * JITTER)
+		errx(1, "the file is too small");
+	/* Spread evenly from LEAST to MOST, in any order. */
+	unsigned turn = (unsigned)draw(random, WANTED_COLUMNS);
+	for (unsigned i = 0; i < WANTED_COLUMNS; i++) {
+		uint64_t width = (i * 3 + turn) % WANTED_COLUMNS * 2 + 1;
+		scan->lengths[i] = LEAST + (MOST - LEAST) * width / (2 * WANTED_COLUMNS);
+		scan->starts[i] = part * i + JITTER + draw(random, part - MOST - 2 * JITTER);
+	}
+}
+
+/* -JITTER to JITTER */
+static uint64_t jittered(uint64_t value, uint64_t *random)
+{
+	return value + draw(random, 2 * JITTER + 1) - JITTER;
+}
+
+/* Column chunk `i`, in the order in which they lie in the file. */
+static uint64_t next_chunk(const struct scan *scan, unsigned i, uint64_t *random,
+                           size_t *ret_length)
+{
+	unsigned column = i % WANTED_COLUMNS;
+	uint64_t length = jittered(scan->lengths[column], random);
+	*ret_length = (size_t)(length < LEAST ? LEAST : length > MOST ? MOST : length);
+	return i / WANTED_COLUMNS * scan->group_bytes + jittered(scan->starts[column], random);
+}
+
+enum order { SCAN, PIECES, SCATTERED };
+
+static void read_pieces(char **arguments, enum order order)
 {
 	unsigned reads = (unsigned)atoi(arguments[1]);
 	uint64_t random = strtoull(arguments[2], NULL, 10) << 32, bytes = 0;
 	static uint8_t buffer[MOST];
 	struct parquet parquet = {};
+	struct scan scan = {};
 	struct stat status;
 	double start = now();
 	int fd = open(arguments[0], O_RDONLY);
 	if (fd < 0 || fstat(fd, &status) < 0)
 		err(1, "open %s", arguments[0]);
-	lay_out(&parquet, (uint64_t)status.st_size, &random);
-	for (unsigned i = 0; i < reads; i++) {
+	if (order == SCAN)
+		lay_out_scan(&scan, (uint64_t)status.st_size, &random);
+	else
+		lay_out(&parquet, (uint64_t)status.st_size, &random);
+	/* All chunks of a scan are read, and the footer. */
+	for (unsigned i = 0; i < reads + (order == SCAN); i++) {
 		size_t length = LEAST;
 		uint64_t offset = (uint64_t)status.st_size - LEAST; /* the footer comes first */
-		if (scattered) {
+		if (order == SCATTERED) {
 			length += (size_t)draw(&random, MOST - LEAST + 1);
 			offset = draw(&random, (uint64_t)status.st_size - length);
-		} else if (i > 0)
+		} else if (i > 0 && order == SCAN) {
+			offset = next_chunk(&scan, i - 1, &random, &length);
+		} else if (i > 0) {
 			offset = next_piece(&parquet, &random, &length);
+		}
 		if (pread(fd, buffer, length, (off_t)offset) != (ssize_t)length)
 			err(1, "read %s", arguments[0]);
 		bytes += length;
@@ -369,9 +427,11 @@ int main(int argc, char **argv)
 	else if (strcmp(command, "readback") == 0 && count == 5)
 		read_back(arguments);
 	else if (strcmp(command, "parquet") == 0 && count == 3)
-		read_pieces(arguments, 0);
+		read_pieces(arguments, SCAN);
+	else if (strcmp(command, "pieces") == 0 && count == 3)
+		read_pieces(arguments, PIECES);
 	else if (strcmp(command, "scatter") == 0 && count == 3)
-		read_pieces(arguments, 1);
+		read_pieces(arguments, SCATTERED);
 	else if (strcmp(command, "list") == 0 && count == 1)
 		list(arguments);
 	else if (strcmp(command, "resident") == 0 && count == 1)

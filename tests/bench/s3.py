@@ -148,6 +148,7 @@ def sequential(place):
 
 RANDOM_READS = {  # what to do, and how often faster than a peer with and without latency
     "parquet": ("Parquet-like reads", {S3fs: (2, 5), Rclone: (6, 5), RcloneSmall: (None, None)}),
+    "pieces": ("column chunks of 1 to 3 MiB, read in pieces", {S3fs: (None, None), Rclone: (None, None)}),
     "scatter": ("reads anywhere", {S3fs: (None, None), Rclone: (None, None)}),
 }
 

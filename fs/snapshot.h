@@ -120,16 +120,21 @@ size_t stored_adopt(struct stored *stored, struct worktrees *trees, size_t small
 int stored_ahead(struct stored *stored, const struct ground *ground, const struct path_set *paths,
                  struct packer *packer, const struct progress *progress, uint64_t *ret_files,
                  struct message *message);
-/* Gate closed: the file's content, stored now unless it was and has not changed since. */
+/* Gate closed: the file's content, stored now unless it was and has not changed since, by `status`
+ * of its staging file. */
 int stored_content(struct stored *stored, struct worktrees *trees, struct packer *packer,
-                   const struct inode *inode, const struct progress *progress,
-                   struct content *ret_content, struct message *message);
+                   const struct inode *inode, const struct stat *status,
+                   const struct progress *progress, struct content *ret_content,
+                   struct message *message);
 
 /* -- inodes as entries -- */
 /* Borrows from the inode and `name`. A staged file has its staging file's size and time, and a
  * zero content id unless it is empty; a directory has its base tree. */
 int entry_of_inode(struct worktrees *trees, const struct inode *inode, const char *name,
                    size_t name_length, struct tree_entry *ret_entry);
+/* The same for who has looked at the staging file, if it is a staged file. */
+struct tree_entry entry_of_status(const struct inode *inode, const struct stat *status,
+                                  const char *name, size_t name_length);
 /* Is the overlay file as the committed entry says (times aside)? A staged file is compared by its
  * stored content when `stored` is given (unknown or taken while open for writing: different), else
  * by its bytes when it has at most `compare_bytes_max` (larger: different). */

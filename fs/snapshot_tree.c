@@ -55,15 +55,20 @@ static int file_entry(struct snapshot *snapshot, const struct inode *inode, cons
                       size_t name_length, struct tree_entry *ret_entry, struct message *message)
 {
 	struct worktrees *trees = snapshot->ground.trees;
-	int error = entry_of_inode(trees, inode, name, name_length, ret_entry);
-	if (error || !inode->staging || !S_ISREG(inode->attributes.mode))
-		return error;
+	if (!inode->staging || !S_ISREG(inode->attributes.mode))
+		return entry_of_inode(trees, inode, name, name_length, ret_entry);
+	struct stat status;
+	int error = staging_stat(trees, inode->staging, &status);
+	if (error)
+		return fail(message, error, "'%s': its staging file is gone (%s)",
+		            snapshot->path.text, error_text(error));
+	*ret_entry = entry_of_status(inode, &status, name, name_length);
 	if (!snapshot->allow_open && worktree_writers(trees, inode->number)) {
 		names_add(&snapshot->busy, snapshot->path.text);
 		return -ERR_BUSY;
 	}
-	error = stored_content(snapshot->stored, trees, snapshot->packer, inode, snapshot->progress,
-	                       &ret_entry->content, message);
+	error = stored_content(snapshot->stored, trees, snapshot->packer, inode, &status,
+	                       snapshot->progress, &ret_entry->content, message);
 	if (error)
 		return fail_context(message, error, "'%s'", snapshot->path.text);
 	return 0;

@@ -6,7 +6,9 @@
  * that is told by its staging number and its ctime, which every write, truncation and change of
  * times moves; but only in steps of the kernel's clock. So a file whose ctime is younger than
  * SETTLE_NS when reading began is not trusted ("racily clean" in git's terms): it is read again
- * under the closed gate, where nothing new is stored when nothing changed.
+ * under the closed gate, where nothing new is stored when nothing changed. Where times are fine
+ * this is so only when a write was under way that had moved the ctime and not yet the bytes:
+ * somebody had the file open for writing, or opened any while it was read.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -78,17 +80,26 @@ static int store_piecewise(struct worktrees *trees, struct packer *packer,
 	                          ret_content, message);
 }
 
+/* Descriptors of an earlier process are not counted. */
+static bool surely_quiet(struct worktrees *trees, const struct inode *inode)
+{
+	return trees->fine_times && inode->staging >= trees->first_number &&
+	       !worktree_writers(trees, inode->number);
+}
+
 static int store_file(struct worktrees *trees, struct packer *packer, const struct inode *inode,
                       const struct progress *progress, struct stored_result *ret_file,
                       uint64_t *ret_disk_bytes, struct message *message)
 {
 	CLEANUP(close_descriptor) int fd = -1;
-	int error = staging_open(trees, inode->staging, O_RDONLY, &fd);
+	int error = staging_open(trees, inode->staging, O_RDONLY | O_NOATIME, &fd);
 	if (error)
 		return error;
 	for (int try = 1;; try++) {
 		struct stat before, after;
 		int64_t now = clock_wall_ns();
+		uint64_t writer_count = trees->writer_count;
+		bool quiet = surely_quiet(trees, inode);
 		if (fstat(fd, &before))
 			return error_system(errno);
 		uint64_t size = (uint64_t)before.st_size;
@@ -109,15 +120,17 @@ static int store_file(struct worktrees *trees, struct packer *packer, const stru
 		ret_file->staging = inode->staging;
 		ret_file->ctime_ns = ctime_of(&before);
 		ret_file->piecewise = inode->piecewise;
+		quiet = quiet && trees->writer_count == writer_count;
 		ret_file->settled = ctime_of(&after) == ctime_of(&before) &&
-		                    ctime_of(&before) < now - SETTLE_NS;
+		                    (quiet || ctime_of(&before) < now - SETTLE_NS);
 		return 0;
 	}
 }
 
 int stored_content(struct stored *stored, struct worktrees *trees, struct packer *packer,
-                   const struct inode *inode, const struct progress *progress,
-                   struct content *ret_content, struct message *message)
+                   const struct inode *inode, const struct stat *status,
+                   const struct progress *progress, struct content *ret_content,
+                   struct message *message)
 {
 	struct stored_file *file = stored_find(stored, inode->number);
 	if (file && file->used && file->staging == inode->staging) {
@@ -125,13 +138,9 @@ int stored_content(struct stored *stored, struct worktrees *trees, struct packer
 		        stored_file_content(file); /* another name of it; the gate is closed */
 		return 0;
 	}
-	struct stat status;
-	int error = staging_stat(trees, inode->staging, &status);
-	if (error)
-		return fail(message, error, "the staging file of changed content is gone (%s)",
-		            error_text(error));
+	int error = 0;
 	bool open = worktree_writers(trees, inode->number);
-	if (!stored_valid(file, inode, &status) || open) {
+	if (!stored_valid(file, inode, status) || open) {
 		struct stored_result found = {0};
 		uint64_t disk_bytes;
 		error = store_file(trees, packer, inode, progress, &found, &disk_bytes, message);

@@ -71,7 +71,10 @@ int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_
 {
 	char path[STAGING_PATH_MAX];
 	staging_path(staging, path);
-	int fd = openat(trees->staging_fd, path, (flags & O_ACCMODE) | O_CLOEXEC);
+	flags = (flags & (O_ACCMODE | O_NOATIME)) | O_CLOEXEC;
+	int fd = openat(trees->staging_fd, path, flags);
+	if (fd < 0 && errno == EPERM) /* another user's: a lake that changed hands */
+		fd = openat(trees->staging_fd, path, flags & ~O_NOATIME);
 	if (fd < 0)
 		return error_system(errno);
 	*ret_fd = fd;

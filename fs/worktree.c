@@ -12,6 +12,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#define TIMES_PROBED 8
+#define CLOCK_STEP_NS_MIN 1000000 /* with CONFIG_HZ=1000 */
+
 struct name_kept {
 	struct name_kept *next;
 	char name[REF_NAME_MAX + 1];
@@ -555,6 +558,8 @@ void worktree_writer(struct worktrees *trees, uint64_t number, int change)
 	}
 	assert(change > 0 || writer->count >= (unsigned)-change);
 	writer->count += (unsigned)change;
+	if (change > 0)
+		trees->writer_count++;
 	if (writer->count == 0) {
 		HASH_DEL(trees->writers, writer);
 		free(writer);
@@ -666,6 +671,26 @@ static int settle_all(struct worktrees *trees, struct message *message)
 	return r;
 }
 
+/* Without fine times, so many changes within one step of the clock have two ctimes at most. */
+static bool times_are_fine(int directory)
+{
+	static const char name[] = "times";
+	CLEANUP(close_descriptor)
+	int fd = openat(directory, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	int64_t begun_ns = clock_wall_ns();
+	struct timespec last = {0};
+	bool fine = fd >= 0;
+	for (int i = 0; fine && i < TIMES_PROBED; i++) {
+		struct stat status;
+		fine = pwrite(fd, "", 1, 0) == 1 && fstat(fd, &status) == 0 &&
+		       (status.st_ctim.tv_sec != last.tv_sec ||
+		        status.st_ctim.tv_nsec != last.tv_nsec);
+		last = status.st_ctim;
+	}
+	unlinkat(directory, name, 0);
+	return fine && clock_wall_ns() - begun_ns < TIMES_PROBED / 2 * CLOCK_STEP_NS_MIN;
+}
+
 static int open_staging(struct worktrees *trees, struct message *message)
 {
 	int r = make_directories(trees->staging_directory, 0700);
@@ -686,6 +711,7 @@ static int open_staging(struct worktrees *trees, struct message *message)
 	if (r != 0)
 		return fail(message, r, "cannot open the staging directory %s: %s",
 		            trees->staging_directory, error_text(r));
+	trees->fine_times = times_are_fine(trees->staging_fd);
 	/* SEEK_DATA is exact to the file system's blocks, whose size this is. */
 	trees->granule = 4096;
 	while (trees->granule < (uint64_t)status.st_blksize)

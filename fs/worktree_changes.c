@@ -17,8 +17,13 @@
 
 /* -- inodes as entries -- */
 
-int entry_of_inode(struct worktrees *trees, const struct inode *inode, const char *name,
-                   size_t name_length, struct tree_entry *ret_entry)
+static bool is_staged(const struct inode *inode)
+{
+	return S_ISREG(inode->attributes.mode) && inode->staging;
+}
+
+struct tree_entry entry_of_status(const struct inode *inode, const struct stat *status,
+                                  const char *name, size_t name_length)
 {
 	struct tree_entry entry = {
 	        .name = name,
@@ -32,19 +37,24 @@ int entry_of_inode(struct worktrees *trees, const struct inode *inode, const cha
 	} else if (S_ISLNK(inode->attributes.mode)) {
 		entry.target = inode->target;
 		entry.target_length = inode->target_length;
-	} else if (S_ISREG(inode->attributes.mode) && !inode->staging) {
-		entry.content = inode->content;
-	} else if (S_ISREG(inode->attributes.mode)) {
-		struct stat status;
-		int error = staging_stat(trees, inode->staging, &status);
-		if (error)
-			return error;
-		entry.content.size = (uint64_t)status.st_size;
+	} else if (is_staged(inode)) {
+		entry.content.size = (uint64_t)status->st_size;
 		entry.attributes.mtime_ns =
-		        (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
+		        (int64_t)status->st_mtim.tv_sec * 1000000000 + status->st_mtim.tv_nsec;
+	} else if (S_ISREG(inode->attributes.mode)) {
+		entry.content = inode->content;
 	}
-	*ret_entry = entry;
-	return 0;
+	return entry;
+}
+
+int entry_of_inode(struct worktrees *trees, const struct inode *inode, const char *name,
+                   size_t name_length, struct tree_entry *ret_entry)
+{
+	struct stat status;
+	int error = is_staged(inode) ? staging_stat(trees, inode->staging, &status) : 0;
+	if (!error)
+		*ret_entry = entry_of_status(inode, &status, name, name_length);
+	return error;
 }
 
 bool attributes_match(const struct tree_entry *a, const struct tree_entry *b)

@@ -72,6 +72,11 @@ struct worktrees {
 	 * passed through then may write to them for ever, so they never become cached blobs. */
 	uint64_t first_number;
 
+	/* A file's ctime that was looked at is another one after the next change, however soon
+	 * (Linux 6.13, "multigrain timestamps"), not only after the clock's next step. */
+	bool fine_times;
+	_Atomic uint64_t writer_count; /* counts every file opened for writing, for ever */
+
 	pthread_mutex_t table_lock;
 	/* guarded by table_lock: */
 	struct worktree *by_branch;

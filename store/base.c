@@ -124,7 +124,7 @@ void store_u64_be(void *at, uint64_t value)
 /* -- buffers -- */
 
 #define HUGE_PAGE_BYTES (2u << 20)
-#define LARGE_BYTES_MIN (2 * HUGE_PAGE_BYTES)
+#define LARGE_BYTES_MIN (HUGE_PAGE_BYTES / 2)
 #define BUFFER_CAPACITY_FIRST 64
 
 void buffer_release(struct buffer *buffer)

@@ -602,29 +602,73 @@ static bool is_stored_raw(const struct place *place)
 	return place->codec == CODEC_RAW && place->key == 0;
 }
 
-/* One chunk of a run of which `got` bytes came, at the beginning of the scratch memory. What did
+/* What is verified at once: enough to hash side by side, and little enough to be in the processor's
+ * cache still when it is visited. */
+#define GROUP_CHUNKS_MAX 16
+#define GROUP_BYTES_MAX (2048u << 10)
+
+/* Some chunks of a run of which `got` bytes came, at the beginning of the scratch memory. What did
  * not come, or is damaged, is asked for again by itself. The memory was reserved: it does not move.
  */
-static int visit_one(struct odb *odb, const struct pointer *pointer, size_t from, size_t got,
-                     struct buffer *scratch, const uint8_t **ret_bytes, struct message *message)
-{
-	const struct place *place = &pointer->place;
-	bool here = from + place->stored <= got;
-	uint8_t *bytes = scratch->data + from;
-	int error = here ? 0 : -ERR_CORRUPT;
+struct group {
+	const struct chunk_read *reads;
+	size_t count;
+	uint64_t from; /* where the run begins in its pack */
+	size_t got;
+	struct buffer *scratch;
+	struct sha256_input chunks[GROUP_CHUNKS_MAX];
+	bool damaged[GROUP_CHUNKS_MAX];
+};
 
-	if (!is_stored_raw(place)) {
-		bytes = scratch->data + scratch->length;
-		scratch->length += place->raw;
-		if (here)
-			error = codec_decode(scratch->data + from, place, bytes);
+static size_t group_length(const struct chunk_read *reads, size_t count)
+{
+	size_t length = 0, bytes = 0;
+
+	while (length < count && length < GROUP_CHUNKS_MAX && bytes < GROUP_BYTES_MAX)
+		bytes += reads[length++].pointer->place.raw;
+	return length;
+}
+
+static int group_decode(struct group *group, struct message *message)
+{
+	struct buffer *scratch = group->scratch;
+
+	for (size_t i = 0; i < group->count; i++) {
+		const struct place *place = &group->reads[i].pointer->place;
+		size_t at = place->offset - group->from;
+		bool here = at + place->stored <= group->got;
+		uint8_t *bytes = scratch->data + at;
+		int error = here ? 0 : -ERR_CORRUPT;
+
+		if (!is_stored_raw(place)) {
+			bytes = scratch->data + scratch->length;
+			scratch->length += place->raw;
+			if (here)
+				error = codec_decode(scratch->data + at, place, bytes);
+		}
+		if (error && error != -ERR_CORRUPT)
+			return place_fail(message, place, error);
+		group->damaged[i] = error != 0;
+		group->chunks[i] = (struct sha256_input){bytes, error ? 0 : place->raw, {{0}}};
 	}
-	if (!error)
-		error = record_verify(RECORD_CHUNK, &pointer->id, bytes, place->raw);
-	*ret_bytes = bytes;
-	if (error == -ERR_CORRUPT)
-		return read_one(odb, RECORD_CHUNK, pointer, bytes, message);
-	return error ? place_fail(message, place, error) : 0;
+	return 0;
+}
+
+static int group_verify(struct odb *odb, struct group *group, struct message *message)
+{
+	int error = group_decode(group, message);
+
+	if (error)
+		return error;
+	sha256_of_many(group->chunks, group->count);
+	for (size_t i = 0; !error && i < group->count; i++) {
+		const struct pointer *pointer = group->reads[i].pointer;
+
+		if (group->damaged[i] || !id_equal(&group->chunks[i].id, &pointer->id))
+			error = read_one(odb, RECORD_CHUNK, pointer,
+			                 (uint8_t *)group->chunks[i].bytes, message);
+	}
+	return error;
 }
 
 /* As read_one does it, with a window around it. */
@@ -668,20 +712,19 @@ static int visit_run(struct odb *odb, const struct chunk_read *reads, size_t cou
                      struct message *message)
 {
 	const struct place *first = &reads[0].pointer->place;
-	size_t got = 0;
+	struct group group = {.from = first->offset, .scratch = scratch};
 	int error;
 
 	if (count == 1 && is_small(odb, RECORD_CHUNK, first))
 		return visit_small(odb, &reads[0], scratch, visit, context, message);
-	error = fetch_run(odb, reads, count, end, scratch, &got, message);
-	for (size_t i = 0; !error && i < count; i++) {
-		const struct pointer *pointer = reads[i].pointer;
-		const uint8_t *bytes;
-
-		error = visit_one(odb, pointer, pointer->place.offset - first->offset, got, scratch,
-		                  &bytes, message);
-		if (!error)
-			error = visit(context, reads[i].index, bytes, i + 1 == count);
+	error = fetch_run(odb, reads, count, end, scratch, &group.got, message);
+	for (size_t at = 0; !error && at < count; at += group.count) {
+		group.reads = reads + at;
+		group.count = group_length(group.reads, count - at);
+		error = group_verify(odb, &group, message);
+		for (size_t i = 0; !error && i < group.count; i++)
+			error = visit(context, group.reads[i].index, group.chunks[i].bytes,
+			              at + i + 1 == count);
 	}
 	return error;
 }

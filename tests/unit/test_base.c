@@ -315,6 +315,30 @@ static void test_sha256(void **state)
 	}
 }
 
+/* All lengths around one and two blocks, and long ones beside short ones. */
+static void test_sha256_of_many(void **state)
+{
+	(void)state;
+	static uint8_t bytes[300 << 10];
+	struct sha256_input inputs[200];
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (uint8_t)(i * 2654435761u >> 13);
+	for (size_t round = 0; round < 4; round++) {
+		for (size_t i = 0; i < ARRAY_SIZE(inputs); i++) {
+			size_t length = i % 7 == round ? sizeof(bytes) - 300 - i : i;
+			inputs[i] = (struct sha256_input){bytes + i, length, {{0}}};
+		}
+		size_t count = round == 3 ? 1 : ARRAY_SIZE(inputs) - round;
+		sha256_of_many(inputs, count);
+		for (size_t i = 0; i < count; i++) {
+			struct id alone;
+			sha256_of(inputs[i].bytes, inputs[i].length, &alone);
+			assert_true(id_equal(&alone, &inputs[i].id));
+		}
+	}
+	sha256_of_many(inputs, 0);
+}
+
 /* -- clocks, random numbers -- */
 
 static void test_clocks_and_random(void **state)
@@ -458,14 +482,23 @@ static void test_steal(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	        TEST(test_error_table),    TEST(test_error_system),
-	        TEST(test_message),        TEST(test_hex),
-	        TEST(test_numbers),        TEST(test_round_trip),
-	        TEST(test_reader_limits),  TEST(test_buffer_limits),
-	        TEST(test_sha256),         TEST(test_clocks_and_random),
-	        TEST(test_read_file),      TEST(test_write_file_durably),
-	        TEST(test_full_transfers), TEST(test_make_directories),
-	        TEST(test_progress),       TEST(test_steal),
+	        TEST(test_error_table),
+	        TEST(test_error_system),
+	        TEST(test_message),
+	        TEST(test_hex),
+	        TEST(test_numbers),
+	        TEST(test_round_trip),
+	        TEST(test_reader_limits),
+	        TEST(test_buffer_limits),
+	        TEST(test_sha256),
+	        TEST(test_sha256_of_many),
+	        TEST(test_clocks_and_random),
+	        TEST(test_read_file),
+	        TEST(test_write_file_durably),
+	        TEST(test_full_transfers),
+	        TEST(test_make_directories),
+	        TEST(test_progress),
+	        TEST(test_steal),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

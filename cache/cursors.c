@@ -2,9 +2,9 @@
  * cursors.c — hides which read goes on from which, and how fast windows grow.
  *
  * A window is a multiple of what its cursor has read so far, so it doubles with each window read.
- * It is asked for when less than half of it is left. Credit bounds what all cursors together may
- * have fetched in vain to EARN of what was read, plus a first allowance: a reader that jumps finds
- * its windows small, one that goes on gets all it can use.
+ * It is asked for when less than half of it is left, or ASK_BYTES of it were read. Credit bounds
+ * what all cursors together may have fetched in vain to EARN of what was read, plus a first
+ * allowance: a reader that jumps finds its windows small, one that goes on gets all it can use.
  */
 #include "cache/cursors.h"
 
@@ -13,7 +13,8 @@
 #define START_READ_BYTES ((uint64_t)64 << 10) /* by a read that does not just look at a header */
 /* Less is not worth a request: it waits for more credit. */
 #define AHEAD_BYTES_MIN ((uint64_t)64 << 10)
-#define AHEAD_BYTES_ENOUGH ((uint64_t)512 << 10)
+#define AHEAD_BYTES_ENOUGH ((uint64_t)1 << 20)
+#define ASK_BYTES ((uint64_t)16 << 20) /* read of a large window: time to ask for more */
 #define GAP_BYTES_MAX ((uint64_t)1 << 20)
 #define BACK_BYTES_MAX ((uint64_t)2 << 20) /* the kernel's reads overtake each other by so much */
 #define STEADY_BYTES ((uint64_t)16 << 20)  /* a cursor that went on for so long will go on */
@@ -153,9 +154,10 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		return used;
 
 	uint64_t from = larger(cursor->ahead, cursor->at);
-	uint64_t window = cursor->run * (cursor->at_start ? 4 : 2);
+	uint64_t window = cursor->run * (cursor->at_start ? 8 : 2);
 	window = smaller(larger(window, WINDOW_BYTES_MIN), read->window_max);
-	if (from - cursor->at > window / 2 || from >= read->size)
+	uint64_t enough = larger(window / 2, window - smaller(window, ASK_BYTES));
+	if (from - cursor->at > enough || from >= read->size)
 		return used;
 	uint64_t length = smaller(cursor->at + window - from, read->size - from);
 	length = smaller(length, cursors->credit);

@@ -17,6 +17,7 @@
 #include "store/chunker.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #define PIECES_MAX 1024 /* in one batch */
@@ -30,7 +31,8 @@
 #define AHEAD_PAUSE_MS 1000
 #define WRITE_BYTES \
 	((uint64_t)256 << 10) /* at once: half of a processor's second-level cache at most */
-#define CACHE_PARTS 16        /* a window is at most one of them */
+#define ALLOCATE_BYTES_MIN ((uint64_t)1 << 20)
+#define CACHE_PARTS 16 /* a window is at most one of them */
 #define WINDOW_BYTES_LEAST ((uint64_t)1 << 20)
 #define BULK_BYTES ((uint64_t)64 << 20)
 #define BULK_STEP_BYTES ((uint64_t)8 << 20)
@@ -385,6 +387,21 @@ static int no_memory(struct message *message)
 	return fail(message, -ERR_NO_MEMORY, "out of memory for a part of a file");
 }
 
+/* The file's blocks for large runs of what is about to be written: one allocation instead of one
+ * for each page, which takes half of the time of writing. A wish: writing allocates, too, and
+ * reports what stands against it. */
+static void allocate_blocks(const struct job *job, const struct piece *const *pieces, size_t count)
+{
+	for (size_t i = 0, next; i < count; i = next) {
+		uint64_t start = pieces[i]->offset, end = start + pieces[i]->length;
+		for (next = i + 1; next < count && pieces[next]->offset == end; next++)
+			end += pieces[next]->length;
+		if (end - start >= ALLOCATE_BYTES_MIN)
+			(void)fallocate(job->blob->writer, FALLOC_FL_KEEP_SIZE, (off_t)start,
+			                (off_t)(end - start));
+	}
+}
+
 static int read_and_write(const struct job *job, const struct piece *const *pieces, size_t count,
                           uint64_t length, struct buffer *scratch, struct message *message)
 {
@@ -397,6 +414,7 @@ static int read_and_write(const struct job *job, const struct piece *const *piec
 	struct writing writing = {
 	        .writer = job->blob->writer, .pieces = pieces, .cache = cache, .message = message};
 	evict_before(cache, length);
+	allocate_blocks(job, pieces, count);
 	return odb_visit_chunks(cache->odb, pointers, count, scratch, collect_bytes, &writing,
 	                        message);
 }
@@ -436,7 +454,7 @@ static int fetch(const struct job *job, struct message *message)
 	if (count == 0)
 		return 0;
 	struct pool *pool = job->blob->cache->pool;
-	struct buffer scratch = pool_buffer_take(pool);
+	struct buffer scratch = pool_buffer_take(pool, job->cost);
 	int error = read_and_write(job, data, count, length, &scratch, message);
 	pool_buffer_give(pool, &scratch);
 	account(job->blob, job->kind, error ? 0 : length);
@@ -605,6 +623,8 @@ static uint64_t fetch_ahead(struct blob *blob, enum job_kind kind, uint64_t star
 		claiming.bytes_max = AHEAD_BYTES_MIN;
 	if (claiming.bytes_max > AHEAD_BYTES_MAX)
 		claiming.bytes_max = AHEAD_BYTES_MAX;
+	claiming.bytes_max +=
+	        CHUNK_BYTES_MAX; /* or the last chunks would be a request of their own */
 	if (claiming.bytes_max > cache->fetch_bytes_max / 4)
 		claiming.bytes_max = cache->fetch_bytes_max / 4;
 	uint64_t peak, under_way = pool_bytes(cache->pool, &peak);

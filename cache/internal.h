@@ -213,8 +213,8 @@ void pool_reserve(struct pool *pool, uint64_t bytes); /* may wait for other jobs
 void pool_release(struct pool *pool, uint64_t bytes);
 /* What is reserved now, and the most it ever was. */
 uint64_t pool_bytes(struct pool *pool, uint64_t *ret_peak);
-/* Memory to fetch into, to be given back; zeroed, or used before. */
-struct buffer pool_buffer_take(struct pool *pool);
+/* Memory to fetch `bytes` into, to be given back: used before and large enough, or none yet. */
+struct buffer pool_buffer_take(struct pool *pool, uint64_t bytes);
 void pool_buffer_give(struct pool *pool, struct buffer *buffer);
 
 /* -- evict.c -- */

@@ -71,13 +71,24 @@ static struct job *next_job(struct pool *pool)
 
 /* -- memory to fetch into: kept warm while there is work -- */
 
-struct buffer pool_buffer_take(struct pool *pool)
+struct buffer pool_buffer_take(struct pool *pool, uint64_t bytes)
 {
 	struct buffer buffer = {0};
 	pthread_mutex_lock(&pool->lock);
-	if (pool->spare_count) {
-		buffer = pool->spares[--pool->spare_count];
+	/* The smallest that need not grow: growing would lose its large pages. Of equals the
+	 * latest, for the processor's cache. */
+	unsigned best = pool->spare_count;
+	for (unsigned i = pool->spare_count; i-- > 0;)
+		if (pool->spares[i].capacity >= bytes &&
+		    (best == pool->spare_count ||
+		     pool->spares[i].capacity < pool->spares[best].capacity))
+			best = i;
+	if (best < pool->spare_count) {
+		buffer = pool->spares[best];
 		pool->spare_bytes -= buffer.capacity;
+		pool->spare_count--;
+		memmove(&pool->spares[best], &pool->spares[best + 1],
+		        (pool->spare_count - best) * sizeof(*pool->spares));
 	}
 	pthread_mutex_unlock(&pool->lock);
 	return buffer;

@@ -73,13 +73,14 @@ static void test_read_before_and_after_flush(void **state)
 		expect_chunk(fixture, &pointers[i], bytes[i], length);
 		assert_int_equal(pointers[i].place.codec,
 		                 i % 2 && length > 1 ? CODEC_ZSTD : CODEC_RAW);
+		if (length < RECORD_RAW_MAX) /* which fills a pack, and so begins its put */
+			assert_int_equal(fixture->wrapper->puts + fixture->wrapper->gets, 0);
 	}
 	add_record(fixture, RECORD_LIST, "a list", "its places", &list);
 	add_record(fixture, RECORD_NODE, "a list", "its places", &node);
 	add_record(fixture, RECORD_COMMIT, "", "", &commit);
 	assert_false(id_equal(&list.id, &node.id));
 	expect_record(fixture, RECORD_LIST, &list, "a list", "its places");
-	assert_int_equal(fixture->wrapper->puts + fixture->wrapper->gets, 0);
 
 	flush(fixture);
 	new_odb(fixture);
@@ -245,7 +246,7 @@ static void test_neighbours_are_one_request(void **state)
 	struct pointer pointers[COUNT];
 	uint8_t *out[COUNT];
 
-	for (unsigned i = 0; i < COUNT; i++) { /* 18.75 MiB: two runs */
+	for (unsigned i = 0; i < COUNT; i++) { /* 18.75 MiB: three packs */
 		fill_random(bytes[i], LENGTH, i);
 		add_chunk(fixture, bytes[i], LENGTH, &pointers[i], NULL);
 	}
@@ -254,16 +255,16 @@ static void test_neighbours_are_one_request(void **state)
 		out[i] = read[i];
 	assert_int_equal(odb_read_chunks(fixture->odb, pointers, COUNT, out, NULL), 0);
 	assert_memory_equal(read, bytes, sizeof(read));
-	assert_int_equal(fixture->wrapper->gets, 2);
+	assert_int_equal(fixture->wrapper->gets, 3);
 
 	/* Backwards, every second one (small gaps), one of them twice. */
 	memset(read, 0, sizeof(read));
 	for (unsigned i = 0; i < 50; i++) {
-		pointers[i] = pointers[100 - 2 * (i / 2 + 1)];
+		pointers[i] = pointers[90 - 2 * (i / 2 + 1)]; /* of the first pack */
 		out[i] = read[i];
 	}
 	assert_int_equal(odb_read_chunks(fixture->odb, pointers, 50, out, NULL), 0);
-	assert_int_equal(fixture->wrapper->gets, 3);
+	assert_int_equal(fixture->wrapper->gets, 4);
 	for (unsigned i = 0; i < 50; i++) {
 		struct id id;
 

@@ -244,6 +244,7 @@ static void a_wrong_guess_costs_a_put_and_a_get(void **state)
 	assert_int_equal(ref_move(mine, &ref, &to, &me, NULL), -ERR_MOVED);
 	assert_int_equal(requests(mine) - before, 2);
 	is = truth("main");
+	ref_release(&ref);
 	assert_int_equal(ref_read(mine, REF_BRANCH, "main", &ref, NULL), 0);
 	same(&ref.commit.id, &is);
 }

@@ -128,6 +128,9 @@ def run(options, what):
         for name in names:
             (source / f"main/data/{name}").write_bytes(os.urandom((9 << 20) if "large" in name else 100000))
         source.ctl("commit", "main", "-m", "data")
+        # The directory lies in another pack than the files: one that was opened before stays readable.
+        (source / "main/data/last").write_bytes(b"")
+        source.ctl("commit", "main", "-m", "the directory again")
         with Clone(source, *options) as lake:
             for name in names:
                 os.stat(lake / f"main/data/{name}")

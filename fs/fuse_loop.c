@@ -38,6 +38,10 @@
 #define FOLLOW_MS_MIN 10   /* how often a worker looks where its client runs ... */
 #define FOLLOW_MS_MAX 1000 /* ... when it cannot stay there */
 
+#define LINGER_NS 25000 /* a reader stays awake for the next request so long ... */
+#define LINGER_TRIES 8  /* ... but not after so many times in vain, */
+#define LINGER_PAUSE 64 /* save for one in so many requests */
+
 #define STOP_READING SIGUSR1
 #define STOP_AGAIN_NS 20000000
 
@@ -53,6 +57,7 @@ struct worker {
 	struct worker *next, *next_idle;
 	/* its own: */
 	unsigned requests, samples, waiting;
+	unsigned lingered_in_vain, not_lingered;
 	bool crowded; /* the last window */
 	bool moved;   /* to the client's processor, at the last look */
 	int64_t follow_at_ms, follow_ms;
@@ -216,6 +221,13 @@ static bool sit_down(struct worker *worker)
 	return seated;
 }
 
+static int64_t monotonic_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* The processor that a thread ran on last (proc_pid_stat(5), field 39), or -1. */
 static int processor_of(uint32_t thread)
 {
@@ -247,10 +259,11 @@ static bool move_to(int processor)
 }
 
 /*
- * The only reader goes where its client runs. The kernel wakes a thread where it ran last, when
- * that processor is idle; so two that once ended up apart stay apart, and each request wakes two
- * idle processors: up to ten times slower in a virtual machine. Where the scheduler parts them
- * on purpose (a shared cache), or with several clients, it is tried ever more seldom.
+ * A sole reader that does not linger goes where its client runs. The kernel wakes a thread where it
+ * ran last, when that processor is idle; so two that once ended up apart stay apart, and each
+ * request wakes two idle processors: up to ten times slower in a virtual machine. Where the
+ * scheduler parts them on purpose (a shared cache), or with several clients, it is tried ever more
+ * seldom.
  */
 static void follow_client(struct worker *worker)
 {
@@ -275,7 +288,8 @@ static void sample(struct worker *worker)
 	struct pollfd device = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
 	worker->requests = 0;
 	worker->waiting += poll(&device, 1, 0) > 0;
-	if (atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1)
+	if (atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1 &&
+	    worker->lingered_in_vain >= LINGER_TRIES)
 		follow_client(worker);
 	if (++worker->samples < WINDOW_SAMPLES)
 		return;
@@ -325,12 +339,36 @@ static void session_ended(struct loop *loop, int problem)
 		abort(); /* an eventfd takes 2^64 - 2 of them */
 }
 
+/*
+ * Wait for the next request awake, for a moment: a client that works through many files asks again
+ * at once, and to wake a halted processor takes longer than most requests. Only while that pays:
+ * after a few moments in vain it is tried once in a while.
+ */
+static void linger(struct worker *worker)
+{
+	struct pollfd device = {.fd = fuse_session_fd(worker->loop->session), .events = POLLIN};
+	if (worker->lingered_in_vain >= LINGER_TRIES && ++worker->not_lingered < LINGER_PAUSE)
+		return;
+	worker->not_lingered = 0;
+	int64_t until_ns = monotonic_ns() + LINGER_NS;
+	bool asked;
+	do
+		asked = poll(&device, 1, 0) != 0;
+	while (!asked && monotonic_ns() < until_ns);
+	if (asked)
+		worker->lingered_in_vain = 0;
+	else if (worker->lingered_in_vain < LINGER_TRIES)
+		worker->lingered_in_vain++;
+}
+
 static void *work(void *context)
 {
 	struct worker *worker = context;
 	struct loop *loop = worker->loop;
 	self = worker;
 	while (!fuse_session_exited(loop->session)) {
+		if (worker->seated && atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1)
+			linger(worker);
 		int got = fuse_session_receive_buf(loop->session, &worker->buffer);
 		if (got == -EINTR || got == -EAGAIN)
 			continue;

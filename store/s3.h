@@ -53,6 +53,7 @@ struct s3 {
 		int64_t deviation_us;
 		int64_t write_bytes_per_ms; /* of one large put, smoothed; 0: none yet */
 		bool away;                  /* the last call ran out of time */
+		bool answered;              /* it was reached before */
 	} learned;
 };
 

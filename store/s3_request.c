@@ -11,6 +11,7 @@
 
 #define HEADERS_MAX 10
 #define AWAY_TIMEOUT_MS 5000 /* patience while the store was away the last time */
+#define NEW_TIMEOUT_MS 10000 /* ... and until it has answered once: its address may be wrong */
 #define PAUSE_MS_BASE 50
 #define PAUSE_MS_SLOW_BASE 500
 #define PAUSE_MS_MAX 5000
@@ -36,9 +37,11 @@ void s3_answer_release(struct s3_answer *answer)
 void s3_patience_begin(struct s3 *s3, struct s3_patience *ret_patience)
 {
 	pthread_mutex_lock(&s3->lock);
-	bool away = s3->learned.away;
+	bool away = s3->learned.away, answered = s3->learned.answered;
 	pthread_mutex_unlock(&s3->lock);
 	int64_t timeout_ms = s3->settings.timeout_ms;
+	if (!answered && timeout_ms > NEW_TIMEOUT_MS)
+		timeout_ms = NEW_TIMEOUT_MS;
 	if (away && timeout_ms > AWAY_TIMEOUT_MS)
 		timeout_ms = AWAY_TIMEOUT_MS;
 	ret_patience->deadline_ms = clock_monotonic_ms() + timeout_ms;

@@ -81,6 +81,8 @@ refusals() { # ENDPOINT
 	check "is named as such" contains "AWS_ACCESS_KEY_ID" "$scratch/out"
 	check_exit 1 "nobody there" lakectl clone "s3://lake/x?endpoint=http://127.0.0.1:9&timeout=1" "$scratch/no"
 	check "is named as such" contains "cannot be reached" "$scratch/out"
+	check_exit 1 "nobody there: nobody waits for a minute" timeout 20 lakectl init --store s3://lake/x --endpoint-url http://127.0.0.1:9 "$scratch/no"
+	check "is named as such" contains "cannot be reached" "$scratch/out"
 	# radosgw takes any region; what those say that do not is in tests/unit/test_s3_store.c.
 	check "radosgw takes any region" lakectl clone "s3://lake/team?endpoint=$1&region=eu-nowhere-9" "$scratch/anywhere"
 }

@@ -305,8 +305,10 @@ int main(int argc, char **argv)
 		code = parse_and_run(&invocation, subcommand, argc - first - used + 1,
 		                     argv + first + used - 1);
 	} else {
-		fprintf(stderr, "lakectl: no command '%s'%s%s\n", argv[first],
-		        first + 1 < argc ? " " : "", first + 1 < argc ? argv[first + 1] : "");
+		const char *second = first + 1 < argc ? argv[first + 1] : "-";
+		bool named = second[0] != '-';
+		fprintf(stderr, "lakectl: no command '%s%s%s'\n", argv[first], named ? " " : "",
+		        named ? second : "");
 		if (!subcommands_list(argv[first]))
 			usage(stderr);
 		code = EXIT_USAGE;

@@ -275,17 +275,36 @@ static int await_end(const char *lake, struct message *message)
 	            "laked has unmounted but is still at work; see %s/laked.log", lake);
 }
 
+/* Without looking at the last component where that fails: the mount may be dead. */
+static char *absolute(const char *path)
+{
+	char *result = realpath(path, NULL);
+	if (result || path[0] == '/')
+		return result ? result : strdup(path);
+	CLEANUP(free_pointer) char *here = getcwd(NULL, 0);
+	if (!here || asprintf(&result, "%s/%s", here, path) < 0)
+		return NULL;
+	return result;
+}
+
 int local_umount(const cJSON *request, const char *lake, cJSON **ret_reply, struct message *message)
 {
 	CLEANUP(free_pointer) char *mountpoint = NULL;
 	CLEANUP(free_pointer) char *mounted = NULL;
 	const char *given = string_of(request, "mountpoint");
 	if (given) {
-		if (lake_mount_of(given, &mountpoint, &mounted) < 0)
+		CLEANUP(free_pointer) char *path = absolute(given);
+		if (!path || lake_mount_of(path, &mountpoint, &mounted) < 0)
 			return fail(message, -ERR_NOT_FOUND, "no lake is mounted at %s", given);
 		lake = mounted;
 	}
 	int error = control_call(lake, request, NULL, ret_reply, message);
+	if (error == -ERR_NOT_FOUND && mountpoint)
+		return fail(
+		        message, error,
+		        "no laked serves the lake %s any more; `umount -l %s` removes its mount, "
+		        "`lakectl --lake %s mount %s` replaces it",
+		        lake, mountpoint, lake, mountpoint);
 	if (error == -ERR_NOT_FOUND)
 		return fail(message, error, "no laked serves the lake %s", lake);
 	if (error < 0 || cJSON_GetObjectItemCaseSensitive(*ret_reply, "error"))

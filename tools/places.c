@@ -5,6 +5,7 @@
 #include "tools/places.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "fs/lake.h"
 
@@ -49,10 +50,12 @@ static int resolve(cJSON *place, const char *text, char **ret_lake, struct messa
 	int found = from_mount(place, text, ret_lake, message);
 	if (found)
 		return found < 0 ? found : 0;
-	if (text[0] == '/' || strncmp(text, "./", 2) == 0 || strncmp(text, "../", 3) == 0)
-		return fail(message, -ERR_INVALID, "'%s' is not there, or in no mounted lake",
-		            text);
 	const char *colon = revision_end(text);
+	if (memchr(text, '/', colon ? (size_t)(colon - text) : strlen(text))) { /* in no revision */
+		if (access(text, F_OK) == 0)
+			return fail(message, -ERR_INVALID, "'%s' is in no mounted lake", text);
+		return fail(message, -ERR_NOT_FOUND, "'%s' is not there", text);
+	}
 	return colon ? add_place(place, text, (size_t)(colon - text), colon + 1, message)
 	             : add_place(place, text, strlen(text), "", message);
 }

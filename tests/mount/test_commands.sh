@@ -98,7 +98,7 @@ check_exit 5 "no such branch" lakectl status nosuch
 check_exit 5 "no such path" lakectl cat main:nosuch
 check_exit 2 "no such command" lakectl frobnicate
 check_exit 2 "too many words" lakectl status a b c
-check "help everywhere" bash -c 'for c in init clone mount umount status commit log show annotate diff merge revert cherry-pick reset restore reflog undo ls cat du fsck doctor stats; do lakectl $c --help >/dev/null || exit 1; done'
+check "help everywhere" bash -c 'for c in init clone mount umount status commit log show annotate diff merge revert cherry-pick reset restore reflog undo ls cat du fsck doctor stats warm refresh gc; do lakectl $c --help >/dev/null || exit 1; done'
 check "fsck" lakectl fsck
 check "doctor" lakectl doctor
 check "stats" lakectl --json stats

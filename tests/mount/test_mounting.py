@@ -10,10 +10,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, Lake, Refused, Tests  # noqa: E402
+from lake import BIN, Lake, Tests, refused, until  # noqa: E402
 
 tests = Tests()
 
@@ -22,21 +21,6 @@ def mounts(path):
     """Types of the file systems mounted at `path`."""
     lines = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
     return [line.split(" - ")[1].split()[0] for line in lines if line.split()[4] == str(path)]
-
-
-def refused(lake, *arguments):
-    try:
-        lake.ctl(*arguments)
-    except Refused as refusal:
-        return refusal
-    raise AssertionError(f"{arguments} succeeded")
-
-
-def until(condition, seconds=10):
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 with Lake() as lake:
@@ -70,6 +54,22 @@ with Lake() as lake:
         lake.umount()
         assert mounts(lake.mountpoint) == []
         until(lambda: lake.pid() is None)
+        lake.mount()
+        assert (lake / "main/held").exists()
+
+    with tests.case("unmounting by a path as seen from here"):
+        subprocess.run([BIN / "lakectl", "umount", lake.mountpoint.name], cwd=lake.mountpoint.parent, check=True)
+        assert mounts(lake.mountpoint) == []
+        until(lambda: lake.pid() is None)
+        lake.mount()
+
+    with tests.case("unmounting what a dead daemon left says what to do"):
+        pid = lake.pid()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not os.path.exists(f"/proc/{pid}"))
+        done = subprocess.run([BIN / "lakectl", "umount", lake.mountpoint.name], cwd=lake.mountpoint.parent,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 5 and "umount -l" in done.stderr, done
         lake.mount()
         assert (lake / "main/held").exists()
 

@@ -52,6 +52,8 @@ check "it says so" contains "only what is committed" "$scratch/out"
 check_exit 2 "a path outside" lakectl --lake "$scratch/b" warm "$scratch"
 check_exit 2 "no thread" lakectl --lake "$scratch/b" warm main --threads 0
 check_exit 5 "no such revision" lakectl --lake "$scratch/b" warm nosuch
+check_exit 5 "no such path below here" bash -c "cd '$scratch' && lakectl warm b.mnt/main/nosuch"
+check "is named as such" contains "'b.mnt/main/nosuch' is not there" "$scratch/out"
 mv "$store" "$store.away"
 check "readable with the store away" equal "$(sums "$scratch/b.mnt/main/small")" "$(cat "$scratch/small.sums")"
 check_exit 1 "warm says that the store is away" lakectl --lake "$scratch/b" warm v1

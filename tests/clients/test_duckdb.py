@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """DuckDB on branches of a mounted lake: Parquet, CSV, JSON, globs over branches, a database file."""
 import os
-import pathlib
 import shutil
 import sys
 

@@ -16,7 +16,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, Lake, Refused, Tests  # noqa: E402
+from lake import BIN, Lake, Tests, refused, shows, until  # noqa: E402
 
 FULL = bool(os.environ.get("LAKE_HOSTS_FULL"))
 INTERVAL_S = 1.0  # refresh_ms, as it is when nobody sets it
@@ -56,29 +56,6 @@ class Host(Lake):
 
     def log(self):
         return (self.directory / "laked.log").read_text(errors="replace")
-
-
-def refused(host, *arguments):
-    try:
-        host.ctl(*arguments)
-    except Refused as refusal:
-        return refusal
-    raise AssertionError(f"{arguments} succeeded")
-
-
-def until(condition, seconds=10):
-    """Wait for it; how long that took."""
-    start = time.time()
-    while not condition():
-        assert time.time() < start + seconds, "waited in vain"
-        time.sleep(0.01)
-    return time.time() - start
-
-
-def shows(path, text):
-    with contextlib.suppress(OSError):
-        return path.read_text() == text
-    return False
 
 
 @contextlib.contextmanager

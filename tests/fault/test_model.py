@@ -18,7 +18,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from lake import Lake, Refused, Tests  # noqa: E402

@@ -16,7 +16,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import Refused, Tests  # noqa: E402
+from lake import Refused, Tests, refused, until  # noqa: E402
 from proxy import Ceph, Proxy, S3Lake, environment  # noqa: E402
 
 FULL = bool(os.environ.get("LAKE_S3_FAULTS_FULL"))
@@ -59,22 +59,6 @@ def timed(function, *arguments):
     start = time.monotonic()
     result = function(*arguments)
     return result, time.monotonic() - start
-
-
-def refused(lake, *arguments):
-    try:
-        lake.ctl(*arguments)
-    except Refused as refusal:
-        return refusal
-    raise AssertionError(f"{arguments} succeeded")
-
-
-def until(condition, seconds=15):
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() < start + seconds, "waited in vain"
-        time.sleep(0.02)
-    return time.monotonic() - start
 
 
 def messages(lake, revision="main"):

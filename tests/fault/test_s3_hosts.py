@@ -18,7 +18,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 import lake  # noqa: E402
 import netns  # noqa: E402
-from s3_hosts import S3, kinds, refused, shows, until  # noqa: E402
+from lake import refused, shows, until  # noqa: E402
+from s3_hosts import S3, kinds  # noqa: E402
 
 FULL = bool(os.environ.get("LAKE_HOSTS_FULL"))
 INTERVAL_S = 1.0  # refresh_ms, as it is when nobody sets it

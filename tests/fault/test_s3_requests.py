@@ -16,7 +16,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, ROOT, Lake, Tests  # noqa: E402
+from lake import ROOT, Lake, Tests  # noqa: E402
 
 CEPH = ROOT / "tests" / "lib" / "ceph.sh"
 LINE = re.compile(r'beast: \S+ \S+ - \S+ \[[^]]+\] "(\w+) /lake/?([^ ?]*)\??(\S*) HTTP/1.1" (\d+) (\d+)')

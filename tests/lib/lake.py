@@ -113,6 +113,30 @@ class Lake:
         return self.mountpoint / path
 
 
+def refused(lake, *arguments):
+    """What lakectl says, which must fail."""
+    try:
+        lake.ctl(*arguments)
+    except Refused as refusal:
+        return refusal
+    raise AssertionError(f"{arguments} succeeded")
+
+
+def until(condition, seconds=15):
+    """Wait for it; how long that took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() < start + seconds, "waited in vain"
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+def shows(path, text):
+    with contextlib.suppress(OSError):
+        return path.read_text() == text
+    return False
+
+
 class Tests:
     def __init__(self):
         self.number = self.failed = 0

@@ -20,7 +20,7 @@ import tempfile
 import time
 
 import netns
-from lake import BIN, ROOT, Lake, Refused
+from lake import ROOT, Lake
 
 CEPH = ROOT / "tests" / "lib" / "ceph.sh"
 PROXY = ROOT / "build" / "tests" / "lib" / "s3_proxy"
@@ -162,26 +162,3 @@ class S3:
                 yield group
             finally:
                 list(pool.map(Host.__exit__, group))
-
-
-def refused(host, *arguments):
-    try:
-        host.ctl(*arguments)
-    except Refused as refusal:
-        return refusal
-    raise AssertionError(f"{arguments} succeeded")
-
-
-def until(condition, seconds=10):
-    """Wait for it; how long that took."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() < start + seconds, "waited in vain"
-        time.sleep(0.005)
-    return time.monotonic() - start
-
-
-def shows(path, text):
-    with contextlib.suppress(OSError):
-        return path.read_text() == text
-    return False

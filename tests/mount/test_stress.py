@@ -142,15 +142,17 @@ def branch_all_the_time(lake, seed, until):
         there.mkdir(exist_ok=True)
         (there / name).write_bytes(content_of(name))
         lake.ctl("commit", name, "-m", name)
+        said = None
         for _ in range(50):
             try:
                 lake.ctl("merge", name, "main")
                 break
             except Refused as refusal:  # main moved, or somebody has a file open there
+                said = refusal
                 assert refusal.code in (1, 3), refusal
                 time.sleep(0.05)
         else:
-            raise AssertionError(f"{name} could not be merged: {refusal}")
+            raise AssertionError(f"{name} could not be merged: {said}")
         if dice.randrange(2):
             lake.ctl("branch", "delete", name)
     with open(lake.scratch / "merged", "w", encoding="ascii") as file:

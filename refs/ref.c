@@ -109,6 +109,15 @@ static int ref_load(struct object_store *store, enum ref_kind kind, const char *
 	return body_decode(kind, name, &body, &etag, ret_ref, message);
 }
 
+/* For who returns it: the cleanup of where it was finds nothing. */
+static struct ref ref_steal(struct ref *ref)
+{
+	struct ref stolen = *ref;
+
+	memset(ref, 0, sizeof(*ref));
+	return stolen;
+}
+
 int ref_read(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
              struct message *message)
 {
@@ -121,8 +130,7 @@ int ref_read(struct object_store *store, enum ref_kind kind, const char *name, s
 		return rc;
 	if (pointer_is_none(&ref.commit))
 		return no_such_ref(kind, name, message);
-	*ret_ref = ref;
-	memset(&ref, 0, sizeof(ref));
+	*ret_ref = ref_steal(&ref);
 	return 0;
 }
 
@@ -149,8 +157,7 @@ int ref_read_known(struct object_store *store, enum ref_kind kind, const char *n
 		return rc;
 	if (ref_guess(store, kind, name, &ref) < 0 || pointer_is_none(&ref.commit))
 		return ref_read(store, kind, name, ret_ref, message);
-	*ret_ref = ref;
-	memset(&ref, 0, sizeof(ref));
+	*ret_ref = ref_steal(&ref);
 	return 0;
 }
 
@@ -182,8 +189,7 @@ int ref_read_if_changed(struct object_store *store, enum ref_kind kind, const ch
 		return rc;
 	if (pointer_is_none(&ref.commit))
 		return no_such_ref(kind, name, message);
-	*ret_ref = ref;
-	memset(&ref, 0, sizeof(ref));
+	*ret_ref = ref_steal(&ref);
 	return 1;
 }
 
@@ -201,8 +207,7 @@ int ref_read_deleted(struct object_store *store, enum ref_kind kind, const char 
 		return fail(message, -ERR_NOT_FOUND, "%s '%s' is not deleted", kind_word(kind),
 		            name);
 	ref.commit = ref.moves[0].before;
-	*ret_ref = ref;
-	memset(&ref, 0, sizeof(ref));
+	*ret_ref = ref_steal(&ref);
 	return 0;
 }
 
@@ -264,8 +269,7 @@ static int next_ref(enum ref_kind kind, const char *name, const struct ref *base
 		if (rc < 0)
 			return rc;
 	}
-	*ret_next = next;
-	memset(&next, 0, sizeof(next));
+	*ret_next = ref_steal(&next);
 	return 0;
 }
 
@@ -387,8 +391,7 @@ static int advance_contended(struct object_store *store, const struct ref *base,
 	rc = ref_publish(store, &next, &base->etag, contended, message);
 	if (rc < 0)
 		return rc;
-	*ret_next = next;
-	memset(&next, 0, sizeof(next));
+	*ret_next = ref_steal(&next);
 	return 0;
 }
 
@@ -442,8 +445,7 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
 		rc = ref_publish(store, &next, expected, &contended, message);
 		ref_release(&contended.now);
 		if (rc == 0) {
-			*ret_created = next;
-			memset(&next, 0, sizeof(next));
+			*ret_created = ref_steal(&next);
 			return 0;
 		}
 		if (rc != -ERR_EXISTS && rc != -ERR_MOVED && (rc != -ERR_NOT_FOUND || !expected))
@@ -527,8 +529,7 @@ static int claimed(const struct ref *expected, unsigned for_ms, const struct ref
 		next.claim.command = NULL;
 		return -ERR_NO_MEMORY;
 	}
-	*ret_next = next;
-	memset(&next, 0, sizeof(next));
+	*ret_next = ref_steal(&next);
 	return 0;
 }
 

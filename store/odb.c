@@ -566,22 +566,34 @@ static int read_run(struct odb *odb, const struct chunk_read *reads, size_t coun
 	return 0;
 }
 
-int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
-                    uint8_t *const *out, struct message *message)
+/* In the order in which they lie in the store; the caller frees. */
+static int reads_plan(const struct pointer *pointers, size_t count, struct chunk_read **ret_reads,
+                      struct message *message)
 {
-	CLEANUP(buffer_release)
-	struct buffer stored = {.limit = ODB_RUN_BYTES_MAX + RECORD_RAW_MAX};
 	CLEANUP(free_pointer) struct chunk_read *reads = calloc(count + 1, sizeof(*reads));
-	int error = 0;
 
 	if (!reads)
 		return fail(message, -ERR_NO_MEMORY, "reading %zu chunks", count);
 	for (size_t i = 0; i < count; i++) {
 		if (place_check(&pointers[i].place))
 			return place_fail(message, &pointers[i].place, -ERR_CORRUPT);
-		reads[i] = (struct chunk_read){.pointer = &pointers[i], .out = out[i]};
+		reads[i] = (struct chunk_read){.pointer = &pointers[i], .index = i};
 	}
 	qsort(reads, count, sizeof(*reads), chunk_read_compare);
+	*ret_reads = steal(&reads);
+	return 0;
+}
+
+int odb_read_chunks(struct odb *odb, const struct pointer *pointers, size_t count,
+                    uint8_t *const *out, struct message *message)
+{
+	CLEANUP(buffer_release)
+	struct buffer stored = {.limit = ODB_RUN_BYTES_MAX + RECORD_RAW_MAX};
+	CLEANUP(free_pointer) struct chunk_read *reads = NULL;
+	int error = reads_plan(pointers, count, &reads, message);
+
+	for (size_t i = 0; !error && i < count; i++)
+		reads[i].out = out[reads[i].index];
 	for (size_t start = 0, length; !error && start < count; start += length) {
 		uint64_t end;
 
@@ -733,17 +745,9 @@ int odb_visit_chunks(struct odb *odb, const struct pointer *pointers, size_t cou
                      struct buffer *scratch, chunk_fn *visit, void *context,
                      struct message *message)
 {
-	CLEANUP(free_pointer) struct chunk_read *reads = calloc(count + 1, sizeof(*reads));
-	int error = 0;
+	CLEANUP(free_pointer) struct chunk_read *reads = NULL;
+	int error = reads_plan(pointers, count, &reads, message);
 
-	if (!reads)
-		return fail(message, -ERR_NO_MEMORY, "reading %zu chunks", count);
-	for (size_t i = 0; i < count; i++) {
-		if (place_check(&pointers[i].place))
-			return place_fail(message, &pointers[i].place, -ERR_CORRUPT);
-		reads[i] = (struct chunk_read){.pointer = &pointers[i], .index = i};
-	}
-	qsort(reads, count, sizeof(*reads), chunk_read_compare);
 	for (size_t start = 0, length; !error && start < count; start += length) {
 		uint64_t end;
 

@@ -274,6 +274,7 @@ int mount_new(struct lake *lake, const struct mount_options *options, struct mou
 		return result;
 	}
 	raise_read_ahead(mount);
+	lake->mountpoint = mount->mountpoint;
 	*ret_mount = mount;
 	return 0;
 }
@@ -305,6 +306,7 @@ void mount_free(struct mount *mount)
 {
 	if (!mount)
 		return;
+	mount->lake->mountpoint = NULL;
 	if (mount->session) /* lazily, when it is still mounted and in use */
 		fuse_session_unmount(mount->session);
 	notifier_stop(mount);

@@ -33,6 +33,7 @@ struct lake {
 	struct history *history;
 	struct cache *cache;
 	struct worktrees *worktrees;
+	const char *mountpoint; /* absolute, while this process has it mounted (fs/mount.h); else NULL */
 };
 
 /* Make a new lake: branch main with an empty first commit. url NULL: file://DIR/store. The

@@ -506,7 +506,8 @@ static int move_ref(struct committing *committing)
 	struct worktree *worktree = committing->worktree;
 	const struct commit_options *options = committing->options;
 	struct pointer *self = &committing->made->self;
-	struct ref_author author = {options->author, options->command};
+	struct ref_author author = {
+	        .who = options->author, .command = options->command, .rights = options->rights};
 	if (id_equal(&self->id, &committing->head.commit.id))
 		return 0;
 	int error = flush_and_count(committing);
@@ -570,7 +571,8 @@ static int wait_for_claim(struct committing *committing)
 static int claim(struct committing *committing)
 {
 	struct ref_contended contended = {0};
-	struct ref_author author = {committing->options->author, NULL};
+	struct ref_author author = {.who = committing->options->author,
+	                            .rights = committing->options->rights};
 	int64_t for_ms = committing->contender.attempt_ms * CLAIM_ATTEMPTS;
 	if (committing->contender.lost < CLAIM_AFTER)
 		return 0;

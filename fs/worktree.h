@@ -257,6 +257,7 @@ struct commit_options {
 	/* Every path that -ERR_CONFLICT is about; may be NULL. */
 	void (*conflicted)(void *context, const char *path);
 	void *context;
+	const struct ref_rights *rights; /* see refs/protection.h; NULL: none */
 };
 struct commit_result {
 	struct pointer commit;
@@ -281,6 +282,7 @@ struct move_options {
 	const struct pointer *expected;
 	const char *who, *command;
 	bool discard;
+	const struct ref_rights *rights; /* see refs/protection.h; NULL: none */
 };
 int worktree_move(struct worktree *worktree, const struct pointer *commit,
                   const struct move_options *options, struct message *message);

@@ -109,7 +109,9 @@ static int move_ref_once(struct moving *moving, bool intend, bool guess)
 	const struct pointer *target = &moving->target->self, *expected = moving->options->expected;
 	const char *branch = worktree_branch(moving->worktree);
 	CLEANUP(ref_release) struct ref head = {0};
-	struct ref_author author = {moving->options->who, moving->options->command};
+	struct ref_author author = {.who = moving->options->who,
+	                            .command = moving->options->command,
+	                            .rights = moving->options->rights};
 	int error = read_head(moving, guess, &head);
 	if (error || id_equal(&head.commit.id, &target->id))
 		return error;

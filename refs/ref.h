@@ -8,13 +8,15 @@
  * Deleting is a move too, to nothing: the body stays where it is as a tombstone, which readers
  * treat as absent, creating replaces and restoring moves back. So no ref is ever removed
  * unconditionally and a deletion cannot race a commit. ref_purge removes old tombstones.
- * Tags never move. Format: refs/README.md, "Refs".
+ * Tags never move. A branch may be protected (refs/protection.h): whatever would change it is held
+ * against that here, in one place. Format: refs/README.md, "Refs" and "Protection".
  * Threads: any. Blocks on the store; holds no lock and no state.
  */
 #ifndef REFS_REF_H
 #define REFS_REF_H
 
 #include "refs/commit.h"
+#include "refs/protection.h"
 
 #define REF_NAME_MAX 128
 #define REF_MOVES_MAX 64
@@ -43,13 +45,16 @@ struct ref {
 	size_t move_count;
 	struct ref_move claim; /* after the newest; `who` NULL: none */
 	unsigned claim_ms;
+	struct protection protection; /* of branches; tombstones keep it */
 };
 void ref_release(struct ref *ref); /* frees what it points to; accepts zeroed */
 
-/* Who does it and why, for the reflog. */
+/* Who does it and why, for the reflog; and what speaks for it where the branch is protected: what
+ * that does not suffice for is -ERR_REFUSED, in all of the below, and changes nothing. */
 struct ref_author {
 	const char *who;
 	const char *command;
+	const struct ref_rights *rights; /* NULL: none. Borrowed */
 };
 
 /* [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}, no "..", no trailing ".lock". -ERR_BAD_NAME + message. */
@@ -105,6 +110,12 @@ int ref_move_contended(struct object_store *store, struct ref *expected,
 int ref_claim(struct object_store *store, struct ref *expected, unsigned for_ms,
               const struct ref_author *author, struct ref_contended *contended,
               struct message *message);
+/* Put `protection` (not NULL; zero lifts it) on the branch. No move; a claim stays. It asks for no
+ * rights: who may protect is the caller's to know. A tombstone (ref_read_deleted) may only be
+ * lifted: -ERR_REFUSED. As for moving, *expected is updated. -ERR_MOVED, -ERR_INVALID. */
+int ref_protect(struct object_store *store, struct ref *expected,
+                const struct protection *protection, const struct ref_author *author,
+                struct message *message);
 /* Whatever it points to by then. -ERR_NOT_FOUND. One put, and a get unless it is known. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
                const struct ref_author *author, struct message *message);

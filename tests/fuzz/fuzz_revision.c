@@ -18,7 +18,7 @@ static void must(int rc)
 
 static void prepare(void)
 {
-	static const struct ref_author author = {"ann@host", "commit"};
+	static const struct ref_author author = {.who = "ann@host", .command = "commit"};
 	static const size_t first_parent[] = {0, 0, 1, 1, 1};
 	static const size_t parent_count[] = {0, 1, 1, 1, 3};
 	const struct odb_options options = {0};

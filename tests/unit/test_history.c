@@ -20,7 +20,7 @@ static struct kv *kv;
 static struct history *history;
 static char directory[] = "/tmp/test-history-XXXXXX";
 
-static const struct ref_author ann = {"ann@host", "commit"};
+static const struct ref_author ann = {.who = "ann@host", .command = "commit"};
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {

@@ -26,7 +26,7 @@ static struct {
 } spy;
 static struct object_store *mine;  /* noted */
 static struct object_store *other; /* another host's view of the same objects */
-static struct ref_author me = {"me@here", "test"};
+static struct ref_author me = {.who = "me@here", .command = "test"};
 static unsigned serial;
 
 static void once(void (**hook)(void))

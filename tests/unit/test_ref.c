@@ -145,8 +145,8 @@ static int teardown(void **state)
 
 /* -- helpers -- */
 
-static const struct ref_author ann = {"ann@host", "commit"};
-static const struct ref_author bob = {"bob@host", "merge dev"};
+static const struct ref_author ann = {.who = "ann@host", .command = "commit"};
+static const struct ref_author bob = {.who = "bob@host", .command = "merge dev"};
 
 static struct pointer commit_number(uint32_t number)
 {
@@ -315,7 +315,7 @@ static void creates_moves_and_remembers(void **state)
 static void bounds_what_is_told(void **state)
 {
 	char text[600];
-	struct ref_author author = {text, "two\nlines\t"};
+	struct ref_author author = {.who = text, .command = "two\nlines\t"};
 	struct pointer commit = commit_number(1);
 
 	/* 254 bytes, then a character of two: cut before it, not within. */

@@ -97,7 +97,8 @@ static void a_clean_tree_follows_its_head(void **unused)
 	assert_true(id_equal(&told.after.id, &base->tree.id));
 	free(base);
 
-	must(ref_delete(shared.store, REF_BRANCH, "main", &(struct ref_author){"t", "d"}, NULL),
+	must(ref_delete(shared.store, REF_BRANCH, "main",
+	                &(struct ref_author){.who = "t", .command = "d"}, NULL),
 	     NULL, "delete");
 	assert_int_equal(worktree_refresh(worktree, NULL), -ERR_NOT_FOUND);
 	assert_int_equal(told.gone, 1);
@@ -150,7 +151,8 @@ static void interrupted(bool moved)
 	if (moved) {
 		struct ref ref = {0};
 		must(ref_read(shared.store, REF_BRANCH, "main", &ref, NULL), NULL, "ref");
-		must(ref_move(shared.store, &ref, &commit, &(struct ref_author){"t", "c"}, NULL),
+		must(ref_move(shared.store, &ref, &commit,
+		              &(struct ref_author){.who = "t", .command = "c"}, NULL),
 		     NULL, "move");
 		ref_release(&ref);
 		move_head("main"); /* and on by somebody else */

@@ -96,7 +96,7 @@ static inline void fixture_remove(const struct fixture *fixture)
 	nftw(fixture->directory, fixture_remove_one, 32, FTW_DEPTH | FTW_PHYS);
 }
 
-static const struct ref_author tester = {"tester@host", "test"};
+static const struct ref_author tester = {.who = "tester@host", .command = "test"};
 
 /* A new lake with an empty first commit on main. */
 static inline void fixture_new(struct fixture *fixture)

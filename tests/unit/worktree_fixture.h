@@ -118,7 +118,7 @@ static inline struct pointer fixture_commit(struct fixture *fixture, struct pack
 	};
 	must(commit_write(fixture->odb, packer, &commit, &pointer, &message), &message, "commit");
 	must(packer_flush(packer, &message), &message, "flush");
-	struct ref_author author = {"test@host", "commit"};
+	struct ref_author author = {.who = "test@host", .command = "commit"};
 	struct ref ref = {0};
 	int r = ref_read(fixture->store, REF_BRANCH, branch, &ref, NULL);
 	if (r == 0)

@@ -5,6 +5,8 @@
 #define FS_COMMAND_INTERNAL_H
 
 #include "fs/command.h"
+#include "fs/hooks.h"
+#include "fs/webhook.h"
 
 struct command {
 	struct lake *lake;
@@ -59,6 +61,16 @@ int command_worktree(struct command *command, const char *argument, struct workt
 /* "behind" and "collisions", or "gone", where they are the case. */
 int reply_standing(struct command *command, struct worktree *worktree);
 struct merge_side side_of(const struct commit *commit);
+/* An item of the reply's "warnings". */
+void reply_warning(struct command *command, const char *format, ...)
+        __attribute__((format(printf, 2, 3)));
+/* pre-*: -ERR_REFUSED when the hook says no. post-*: whatever goes wrong is a warning. */
+int command_hook_before(struct command *command, const struct hook_event *event);
+void command_hook_after(struct command *command, const struct hook_event *event);
+/* Tell the receivers that the branch's rules (`rules`: their id; zero: none, no cost) name for this
+ * event. `who` is the caller's, when NULL. What goes wrong is a warning. */
+void command_event(struct command *command, const struct id *rules,
+                   const struct webhook_event *event);
 
 /* -- the commands -- */
 command_fn command_branch, command_tag, command_reflog, command_undo;

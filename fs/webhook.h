@@ -1,0 +1,82 @@
+/*
+ * webhook — tells receivers in the network what happened to a branch: JSON by POST, signed,
+ * repeated until it is taken.
+ *
+ * Which receivers want what is in the rules of the branch (fs/rules.h), so every host notifies.
+ * Holds:      DIR/webhooks/, the spool: a file for each delivery, written and renamed before a
+ *             notifying call returns (so it survives kill -9; it is not synced: a power cut may
+ * lose the last seconds'), removed when the receiver took it. DIR/webhooks/failed/ has those given
+ * up. With a daemon, a thread for each receiver that something is due for. Never:      makes a
+ * command fail or wait for a receiver while a daemon runs; sends unsigned what is to be signed;
+ * follows a redirect. Signature:  X-Lake-Signature-256: sha256=<hex HMAC-SHA256(secret, timestamp
+ * "." body)> beside X-Lake-Timestamp (Unix seconds, of this attempt). The form is GitHub's
+ *             (docs.github.com, "Validating webhook deliveries"), what is signed is Stripe's
+ *             (docs.stripe.com/webhooks, "Verify webhook signatures manually"), so that a recorded
+ *             request cannot be sent again later.
+ * Attempts:   2xx: done. No answer, 408, 429, 5xx, or no secret file here: again after 1 s doubled
+ *             up to 10 min, with jitter, not before Retry-After, for 24 h. Any other status: given
+ * up. Threads:    any. Lock: `webhooks.lock`, a leaf; never held across the network or the disk.
+ */
+#ifndef FS_WEBHOOK_H
+#define FS_WEBHOOK_H
+
+#include <cjson/cJSON.h>
+
+#include "store/base.h"
+
+struct webhooks;
+struct webhooks_options {
+	const char *directory; /* the spool */
+	const char *lake_id;
+	void (*log)(void *context, const char *line); /* may be NULL */
+	void *log_context;
+	/* For tests; 0: the defaults above. */
+	int64_t backoff_ms_min, backoff_ms_max, give_up_ms, attempt_ms;
+	size_t spool_max;
+};
+/* Costs nothing: the directory and the connection come with the first delivery. */
+int webhooks_open(const struct webhooks_options *options, struct webhooks **ret_webhooks);
+/* From now on deliveries are made in the background, also those found in the spool. Once. */
+int webhooks_start(struct webhooks *webhooks, struct message *message);
+/* What is under way is given up after a moment and stays in the spool. Accepts NULL. */
+void webhooks_close(struct webhooks *webhooks);
+
+/* One receiver; the strings are borrowed from the rules. */
+struct webhook_target {
+	const char *name;
+	const char *url;
+	const char *secret_file; /* NULL: not signed */
+};
+/* What happened. NULL and -1: left out of the JSON. Borrowed. */
+struct webhook_event {
+	const char *event; /* "published", "merged", "committed", "audit-failed", ... */
+	const char *branch, *source;
+	const struct id *commit, *before;
+	const char *who, *message, *verdict;
+	int64_t changed; /* paths */
+	const cJSON *audits;
+	const char *text; /* for people; NULL: made of the rest */
+};
+/* Spool it for `target`. Without webhooks_start it is also tried at once, until `deadline_ms`
+ * (monotonic clock); what is not taken by then waits for a daemon. An error: it could not be
+ * spooled. */
+int webhook_send(struct webhooks *webhooks, const struct webhook_target *target,
+                 const struct webhook_event *event, int64_t deadline_ms, struct message *message);
+/* One attempt now, without the spool: the HTTP status, or an error with a message. */
+int webhook_try(struct webhooks *webhooks, const struct webhook_target *target,
+                const struct webhook_event *event, struct message *message);
+/* Why `target` cannot be used on this host: its secret file, its URL. 0: it can. */
+int webhook_check(const struct webhook_target *target, struct message *message);
+
+struct webhook_statistics {
+	uint64_t delivered, retried, failed;
+	uint64_t waiting; /* in the spool, as far as this process knows */
+};
+void webhooks_statistics(struct webhooks *webhooks, struct webhook_statistics *ret_statistics);
+
+/* "sha256=" and the hexadecimal HMAC; exposed for tests. */
+#define WEBHOOK_SIGNATURE_LENGTH (7 + ID_HEX)
+int webhook_sign(const void *secret, size_t secret_length, const char *timestamp, const void *body,
+                 size_t body_length, char ret_signature[WEBHOOK_SIGNATURE_LENGTH + 1]);
+
+#endif

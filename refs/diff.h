@@ -7,8 +7,7 @@
 #define REFS_DIFF_H
 
 #include "refs/commit.h"
-
-#define PATH_BYTES_MAX 4096
+#include "refs/path.h"
 
 enum change_kind { CHANGE_ADDED, CHANGE_REMOVED, CHANGE_MODIFIED, CHANGE_MODE };
 const char *change_name(enum change_kind kind); /* "added", "removed", "modified", "mode" */
@@ -51,9 +50,5 @@ int tree_visit(struct odb *odb, const struct pointer *root, tree_visit_fn *callb
 int tree_set_path(struct odb *odb, struct packer *packer, const struct pointer *root,
                   const char *path, const struct tree_entry *entry, struct pointer *ret_root,
                   struct message *message);
-/* True when `path` is `prefix` or lies below it; "" contains everything. */
-bool path_within(const char *path, const char *prefix);
-/* "a/b", "./a//b/" -> "a/b"; refuses "..", absolute, too long. -ERR_INVALID + message. */
-int path_normalise(const char *path, char ret_path[PATH_BYTES_MAX], struct message *message);
 
 #endif

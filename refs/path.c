@@ -1,13 +1,11 @@
 /*
- * path.c — hides how a path finds its way through trees of directories: looking up, listing,
- * and setting one path anew.
+ * path.c — hides the language of path patterns and how a match is found without searching
+ * exponentially.
  */
-#include "refs/diff.h"
-#include "refs/entry.h"
+#include "refs/path.h"
+#include "store/tree.h"
 
 #include <stdio.h>
-
-#define DEPTH_MAX 4096
 
 /* -- paths as text -- */
 
@@ -46,212 +44,189 @@ int path_normalise(const char *path, char ret_path[PATH_BYTES_MAX], struct messa
 	return 0;
 }
 
-/* -- one path -- */
+/* -- patterns -- */
 
-int tree_find(struct odb *odb, const struct pointer *root, const char *path,
-              struct tree_entry **ret_entry, struct message *message)
+/* The next component of a path or pattern that is not empty or "."; NULL at the end. */
+static const char *component_next(const char **at, size_t *ret_length)
 {
-	CLEANUP(free_pointer) struct tree_entry *entry = NULL;
-	struct pointer directory = *root;
-	const char *at = path;
-	if (*path == '\0')
-		return fail(message, -ERR_INVALID, "the root directory has no entry");
 	for (;;) {
-		size_t length = strcspn(at, "/");
-		int error = tree_lookup(odb, &directory, at, length, &entry, message);
-		if (error == -ERR_NOT_FOUND)
-			return fail(message, error, "no such path: '%s'", path);
-		if (error)
-			return error;
-		at += length;
-		if (*at == '\0')
-			break;
-		if (!entry_is_directory(entry))
-			return fail(message, -ERR_NOT_DIRECTORY, "'%.*s' is not a directory",
-			            (int)(at - path), path);
-		at++;
-		directory = entry->content.pointer;
-		free(steal(&entry));
+		*at += strspn(*at, "/");
+		const char *component = *at;
+		*ret_length = strcspn(component, "/");
+		*at += *ret_length;
+		if (*ret_length == 0)
+			return NULL;
+		if (*ret_length != 1 || component[0] != '.')
+			return component;
 	}
-	*ret_entry = steal(&entry);
+}
+
+static bool glob_literal(const char **at, const char *end, unsigned char *ret_byte)
+{
+	if (**at == '\\' && ++*at == end)
+		return false;
+	*ret_byte = (unsigned char)*(*at)++;
+	return true;
+}
+
+static bool glob_set(const char **at, const char *end, unsigned char byte, bool *ret_matches)
+{
+	bool negated = *at < end && (**at == '!' || **at == '^'), found = false;
+	*at += negated;
+	for (bool first = true; *at < end && (first || **at != ']'); first = false) {
+		unsigned char low, high;
+		if (!glob_literal(at, end, &low))
+			return false;
+		high = low;
+		if (end - *at >= 2 && (*at)[0] == '-' && (*at)[1] != ']') {
+			++*at;
+			if (!glob_literal(at, end, &high) || high < low)
+				return false;
+		}
+		found = found || (low <= byte && byte <= high);
+	}
+	if (*at == end)
+		return false;
+	++*at;
+	*ret_matches = found != negated;
+	return true;
+}
+
+/* One byte's worth of a pattern: a byte, "?", an escaped byte, or a set. Advances; `*ret_matches`
+ * says whether it takes `byte`. False: malformed. */
+static bool glob_one(const char **at, const char *end, unsigned char byte, bool *ret_matches)
+{
+	unsigned char literal;
+	if (**at == '[') {
+		++*at;
+		return glob_set(at, end, byte, ret_matches);
+	}
+	*ret_matches = true;
+	if (**at == '?') {
+		++*at;
+		return true;
+	}
+	if (!glob_literal(at, end, &literal))
+		return false;
+	*ret_matches = literal == byte;
+	return true;
+}
+
+/* When the rest does not match, only the last star need take more: what the earlier ones took is
+ * the shortest that works, and any more leaves less for the rest. Thus no exponential search. */
+static bool component_matches(const char *pattern, size_t pattern_length, const char *name,
+                              size_t name_length)
+{
+	const char *pattern_end = pattern + pattern_length, *name_end = name + name_length;
+	const char *star = NULL, *star_name = NULL;
+	while (name < name_end) {
+		bool matches = false;
+		const char *after = pattern;
+		if (pattern < pattern_end && *pattern == '*') {
+			star = ++pattern;
+			star_name = name;
+			continue;
+		}
+		if (pattern < pattern_end &&
+		    !glob_one(&after, pattern_end, (unsigned char)*name, &matches))
+			return false;
+		if (matches) {
+			pattern = after;
+			name++;
+		} else if (star) {
+			pattern = star;
+			name = ++star_name;
+		} else {
+			return false;
+		}
+	}
+	while (pattern < pattern_end && *pattern == '*')
+		pattern++;
+	return pattern == pattern_end;
+}
+
+static bool is_any_depth(const char *component, size_t length)
+{
+	return length == 2 && component[0] == '*' && component[1] == '*';
+}
+
+/* The same search as within a component, with "**" for the star. The end of the pattern is a match,
+ * whatever is left of the path. */
+bool path_glob_match(const char *pattern, const char *path)
+{
+	const char *star = NULL, *star_path = NULL;
+	for (;;) {
+		const char *pattern_after = pattern, *path_after = path;
+		size_t wanted_length, length;
+		const char *wanted = component_next(&pattern_after, &wanted_length);
+		if (!wanted)
+			return true;
+		if (is_any_depth(wanted, wanted_length)) {
+			star = pattern = pattern_after;
+			star_path = path;
+			continue;
+		}
+		const char *name = component_next(&path_after, &length);
+		if (!name)
+			return false; /* any other way would have even less of the path left */
+		if (component_matches(wanted, wanted_length, name, length)) {
+			pattern = pattern_after;
+			path = path_after;
+		} else if (star) {
+			component_next(&star_path, &length);
+			pattern = star;
+			path = star_path;
+		} else {
+			return false;
+		}
+	}
+}
+
+bool path_glob_reaches(const char *pattern, const char *directory)
+{
+	for (;;) {
+		size_t wanted_length, length;
+		const char *wanted = component_next(&pattern, &wanted_length);
+		const char *name = component_next(&directory, &length);
+		if (!wanted || !name || is_any_depth(wanted, wanted_length))
+			return true;
+		if (!component_matches(wanted, wanted_length, name, length))
+			return false;
+	}
+}
+
+bool path_glob_is_plain(const char *pattern)
+{
+	return pattern[strcspn(pattern, "*?[\\")] == '\0';
+}
+
+int path_glob_check(const char *pattern, struct message *message)
+{
+	const char *at = pattern, *component;
+	size_t length;
+	if (*pattern == '/')
+		return fail(message, -ERR_INVALID,
+		            "the pattern '%s' is absolute; give it relative to the branch",
+		            pattern);
+	if (strlen(pattern) >= PATH_BYTES_MAX)
+		return fail(message, -ERR_INVALID, "the pattern '%.60s...' is too long", pattern);
+	while ((component = component_next(&at, &length))) {
+		const char *byte = component, *end = component + length;
+		bool ignored;
+		if (length == 2 && component[0] == '.' && component[1] == '.')
+			return fail(message, -ERR_INVALID, "a pattern must not contain '..'");
+		while (byte < end) {
+			const char *from = byte;
+			if (*byte == '*')
+				byte++;
+			else if (!glob_one(&byte, end, 0, &ignored))
+				return fail(message, -ERR_INVALID,
+				            "the pattern '%s' is malformed at '%.*s': %s", pattern,
+				            (int)(end - from), from,
+				            *from == '['
+				                    ? "a set needs its ']' and ranges that ascend"
+				                    : "nothing follows the backslash");
+		}
+	}
 	return 0;
-}
-
-/* -- every path -- */
-
-struct visit {
-	struct odb *odb;
-	tree_visit_fn *callback;
-	void *context;
-	struct message *message;
-	struct buffer path; /* NUL-terminated; length counts the NUL */
-	unsigned depth;
-};
-
-static void visit_release(struct visit *visit)
-{
-	buffer_release(&visit->path);
-}
-
-static void iterator_release(struct tree_iterator **iterator)
-{
-	tree_iterator_free(*iterator);
-}
-
-static int visit_directory(struct visit *visit, const struct pointer *root);
-
-static int visit_entry(struct visit *visit, const struct tree_entry *entry)
-{
-	size_t before = visit->path.length;
-	if (visit->depth >= DEPTH_MAX)
-		return fail(visit->message, -ERR_TOO_LARGE, "'%.100s...' is too deep",
-		            (const char *)visit->path.data);
-	visit->path.length--;
-	if (visit->path.length > 0)
-		buffer_u8(&visit->path, '/');
-	buffer_append(&visit->path, entry->name, entry->name_length);
-	buffer_u8(&visit->path, '\0');
-	int error = buffer_check(&visit->path);
-	if (!error)
-		error = visit->callback(visit->context, (const char *)visit->path.data, entry);
-	if (!error && entry_is_directory(entry)) {
-		visit->depth++;
-		error = visit_directory(visit, &entry->content.pointer);
-		visit->depth--;
-	}
-	visit->path.length = before;
-	visit->path.data[before - 1] = '\0';
-	return error;
-}
-
-static int visit_directory(struct visit *visit, const struct pointer *root)
-{
-	CLEANUP(iterator_release) struct tree_iterator *iterator = NULL;
-	if (pointer_is_none(root))
-		return 0;
-	int error = tree_iterate(visit->odb, root, NULL, 0, &iterator, visit->message);
-	while (!error) {
-		const struct tree_entry *entry;
-		error = tree_next(iterator, &entry, visit->message);
-		if (error == -ERR_NOT_FOUND)
-			return 0;
-		if (!error)
-			error = visit_entry(visit, entry);
-	}
-	return error;
-}
-
-int tree_visit(struct odb *odb, const struct pointer *root, tree_visit_fn *callback, void *context,
-               struct message *message)
-{
-	CLEANUP(visit_release)
-	struct visit visit = {
-	        .odb = odb,
-	        .callback = callback,
-	        .context = context,
-	        .message = message,
-	};
-	buffer_u8(&visit.path, '\0');
-	int error = buffer_check(&visit.path);
-	return error ? error : visit_directory(&visit, root);
-}
-
-/* -- setting one path -- */
-
-struct one_edit {
-	struct tree_edit edit;
-	bool given;
-};
-
-static int next_one(void *context, struct tree_edit *ret_edit)
-{
-	struct one_edit *one = context;
-	if (one->given)
-		return -ERR_NOT_FOUND;
-	one->given = true;
-	*ret_edit = one->edit;
-	return 0;
-}
-
-struct setting {
-	struct odb *odb;
-	struct packer *packer;
-	const struct tree_entry *entry; /* NULL: remove */
-	struct message *message;
-	struct message lookup_message; /* of a lookup that may well find nothing */
-};
-
-static int apply_one(struct setting *setting, const struct pointer *root, const char *name,
-                     size_t length, const struct tree_entry *entry, struct pointer *ret_root)
-{
-	struct one_edit one = {.edit = {.name = name, .name_length = length, .entry = entry}};
-	return tree_apply(setting->odb, setting->packer, root, next_one, &one, ret_root,
-	                  setting->message);
-}
-
-/* The entry of a directory on the way; a missing one is made when something is to be put there.
- * *ret_entry is NULL when there is nothing to remove. */
-static int parent_entry(struct setting *setting, const struct pointer *root, const char *name,
-                        size_t length, struct tree_entry **ret_entry)
-{
-	struct message *message = setting->message;
-	int error = -ERR_NOT_FOUND;
-	*ret_entry = NULL;
-	if (!pointer_is_none(root))
-		error = tree_lookup(setting->odb, root, name, length, ret_entry,
-		                    &setting->lookup_message);
-	if (!error && !entry_is_directory(*ret_entry)) {
-		free(steal(ret_entry));
-		if (!setting->entry)
-			return 0;
-		return fail(message, -ERR_NOT_DIRECTORY, "'%.*s' is not a directory", (int)length,
-		            name);
-	}
-	if (error && error != -ERR_NOT_FOUND && message)
-		*message = setting->lookup_message;
-	if (error != -ERR_NOT_FOUND || !setting->entry)
-		return error == -ERR_NOT_FOUND ? 0 : error;
-	struct tree_entry made = {
-	        .name = name,
-	        .name_length = length,
-	        .attributes = setting->entry->attributes,
-	};
-	made.attributes.mode = S_IFDIR | 0755;
-	made.attributes.rdev = 0;
-	*ret_entry = tree_entry_copy(&made);
-	return *ret_entry ? 0 : fail(message, -ERR_NO_MEMORY, "out of memory");
-}
-
-static int set_below(struct setting *setting, const struct pointer *root, const char *path,
-                     unsigned depth, struct pointer *ret_root)
-{
-	size_t length = strcspn(path, "/");
-	int error = name_check(path, length);
-	if (error || depth >= DEPTH_MAX)
-		return fail(setting->message, error ? error : -ERR_TOO_LARGE,
-		            "'%.60s' cannot be part of a path", path);
-	if (path[length] == '\0')
-		return apply_one(setting, root, path, length, setting->entry, ret_root);
-	CLEANUP(free_pointer) struct tree_entry *parent = NULL;
-	error = parent_entry(setting, root, path, length, &parent);
-	if (error)
-		return error;
-	if (!parent) {
-		*ret_root = *root;
-		return 0;
-	}
-	struct pointer below;
-	error = set_below(setting, &parent->content.pointer, path + length + 1, depth + 1, &below);
-	if (error)
-		return error;
-	parent->content.pointer = below;
-	return apply_one(setting, root, path, length, parent, ret_root);
-}
-
-int tree_set_path(struct odb *odb, struct packer *packer, const struct pointer *root,
-                  const char *path, const struct tree_entry *entry, struct pointer *ret_root,
-                  struct message *message)
-{
-	struct setting setting = {.odb = odb, .packer = packer, .entry = entry, .message = message};
-	return set_below(&setting, root, path, 0, ret_root);
 }

@@ -5,6 +5,7 @@
 #include "fs/command_internal.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -43,6 +44,42 @@ void caller_self(struct caller *ret_caller)
 		         host);
 	else
 		snprintf(ret_caller->name, sizeof ret_caller->name, "%u@%s", ret_caller->uid, host);
+}
+
+/* A group's entry holds all its members, so it may be large. */
+static bool group_id(const char *name, gid_t *ret_gid)
+{
+	struct group group, *found = NULL;
+	int result = ERANGE;
+	for (size_t size = 16384; result == ERANGE && size <= (4u << 20); size *= 4) {
+		CLEANUP(free_pointer) char *text = malloc(size);
+		result = text ? getgrnam_r(name, &group, text, size, &found) : ENOMEM;
+	}
+	if (!found)
+		return false;
+	*ret_gid = group.gr_gid;
+	return true;
+}
+
+bool caller_in_group(const struct caller *caller, const char *group)
+{
+	struct passwd user, *found = NULL;
+	char text[16384];
+	gid_t wanted;
+	if (!group || !group_id(group, &wanted))
+		return false;
+	if (wanted == caller->gid)
+		return true;
+	if (getpwuid_r(caller->uid, &user, text, sizeof text, &found) != 0 || !found)
+		return false;
+	gid_t groups[4096];
+	int count = ARRAY_SIZE(groups);
+	if (getgrouplist(user.pw_name, user.pw_gid, groups, &count) < 0)
+		return false;
+	for (int i = 0; i < count; i++)
+		if (groups[i] == wanted)
+			return true;
+	return false;
 }
 
 /* -- arguments -- */
@@ -361,6 +398,17 @@ int reply_standing(struct command *command, struct worktree *worktree)
 		path += length + 1;
 	}
 	return 0;
+}
+
+static bool is_member(void *context, const char *group)
+{
+	return caller_in_group(context, group);
+}
+
+struct ref_rights command_rights(const struct command *command)
+{
+	return (struct ref_rights){.member = is_member,
+	                           .context = (void *)(uintptr_t)command->caller};
 }
 
 struct merge_side side_of(const struct commit *commit)

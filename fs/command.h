@@ -22,6 +22,8 @@ struct caller {
 	char name[COMMIT_AUTHOR_MAX + 1]; /* user@host */
 };
 void caller_self(struct caller *ret_caller);
+/* By the host's databases; false for a group that is NULL or unknown. */
+bool caller_in_group(const struct caller *caller, const char *group);
 
 /* Where a running command reports to. */
 struct command_output {

@@ -60,6 +60,8 @@ int command_commit(struct command *command, const char *argument, struct commit 
 int command_worktree(struct command *command, const char *argument, struct worktree **ret_worktree);
 /* "behind" and "collisions", or "gone", where they are the case. */
 int reply_standing(struct command *command, struct worktree *worktree);
+/* What speaks for whatever this caller does: the groups he is in. */
+struct ref_rights command_rights(const struct command *command);
 struct merge_side side_of(const struct commit *commit);
 /* An item of the reply's "warnings". */
 void reply_warning(struct command *command, const char *format, ...)

@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <pwd.h>
@@ -125,20 +124,6 @@ static int socket_address(const char *directory, struct sockaddr_un *ret_address
 
 /* -- server -- */
 
-static bool is_group_member(const char *user, gid_t primary, const char *group)
-{
-	struct group entry, *found = NULL;
-	char text[16384];
-	if (!group || getgrnam_r(group, &entry, text, sizeof text, &found) != 0 || !found)
-		return false;
-	if (found->gr_gid == primary)
-		return true;
-	for (char **member = found->gr_mem; *member; member++)
-		if (strcmp(*member, user) == 0)
-			return true;
-	return false;
-}
-
 static int check_peer(struct control *control, int fd, struct caller *ret_caller,
                       struct message *message)
 {
@@ -165,7 +150,7 @@ static int check_peer(struct control *control, int fd, struct caller *ret_caller
 		return 0;
 	if (stat(control->lake->directory, &owner) == 0 && owner.st_uid == peer.uid)
 		return 0;
-	if (found && is_group_member(found->pw_name, peer.gid, control->lake->config.control_group))
+	if (caller_in_group(ret_caller, control->lake->config.control_group))
 		return 0;
 	return fail(message, -ERR_REFUSED,
 	            "%s may not control this lake; its owner can set control_group in lake.json",

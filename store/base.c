@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -379,6 +380,14 @@ void sha256_of(const void *bytes, size_t length, struct id *ret_id)
 	sha256_start(sha256_context);
 	if (EVP_DigestUpdate(sha256_context, bytes, length) != 1 ||
 	    EVP_DigestFinal_ex(sha256_context, ret_id->bytes, NULL) != 1)
+		die("SHA-256 failed");
+}
+
+void hmac_sha256(const void *key, size_t key_length, const void *bytes, size_t length,
+                 struct id *ret_mac)
+{
+	unsigned int size = ID_BYTES;
+	if (HMAC(EVP_sha256(), key, (int)key_length, bytes, length, ret_mac->bytes, &size) == NULL)
 		die("SHA-256 failed");
 }
 

@@ -121,6 +121,10 @@ struct sha256_input {
  * fast again. Without EVP, which cannot do it (sha256_many.c). */
 void sha256_of_many(struct sha256_input *inputs, size_t count);
 
+/* RFC 2104 with SHA-256. */
+void hmac_sha256(const void *key, size_t key_length, const void *bytes, size_t length,
+                 struct id *ret_mac);
+
 /* -- clocks, random numbers, files -- */
 int64_t clock_wall_ms(void);
 int64_t clock_wall_ns(void);

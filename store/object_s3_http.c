@@ -60,10 +60,13 @@ struct http {
 	char *ca_file;
 	unsigned connections_max;
 	pthread_t thread;
-	pthread_mutex_t lock; /* guards queue, stopping, and every call's `finished`; a leaf */
+	pthread_mutex_t
+	        lock; /* guards queue, stopping, abandoned, and every call's `finished`; a leaf */
 	struct calls queue;
 	bool stopping;
+	bool abandoned; /* see http_abandon */
 	/* Of the I/O thread alone: */
+	bool ending_all;
 	struct calls active;
 	unsigned active_count;
 	CURL **idle;
@@ -291,6 +294,7 @@ static void set_connection(const struct http *http, struct call *call)
 	curl_easy_setopt(
 	        easy, CURLOPT_CONNECTTIMEOUT_MS,
 	        (long)(request->connect_ms > 0 ? request->connect_ms : CONNECT_MS_DEFAULT));
+	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long)request->total_ms);
 	curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
 	curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L); /* the path is signed */
@@ -463,7 +467,7 @@ static void check_stalls(struct http *http)
 	int64_t now_ms = clock_monotonic_ms();
 	for (struct call *call = http->active.first, *next; call != NULL; call = next) {
 		next = call->next;
-		if (is_stalled(call, now_ms)) {
+		if (http->ending_all || is_stalled(call, now_ms)) {
 			call->stalled = true;
 			end(http, call, CURLE_OPERATION_TIMEDOUT);
 		}
@@ -476,6 +480,7 @@ static bool start_queued(struct http *http)
 	for (;;) {
 		pthread_mutex_lock(&http->lock);
 		bool stopping = http->stopping;
+		http->ending_all = http->abandoned;
 		struct call *call =
 		        http->active_count < http->connections_max ? http->queue.first : NULL;
 		if (call != NULL)
@@ -531,6 +536,14 @@ void http_perform(struct http *http, const struct http_request *request,
 		pthread_cond_wait(&call.done, &http->lock);
 	pthread_mutex_unlock(&http->lock);
 	pthread_cond_destroy(&call.done);
+}
+
+void http_abandon(struct http *http)
+{
+	pthread_mutex_lock(&http->lock);
+	http->abandoned = true;
+	pthread_mutex_unlock(&http->lock);
+	curl_multi_wakeup(http->multi);
 }
 
 static pthread_once_t curl_once = PTHREAD_ONCE_INIT;

@@ -21,6 +21,8 @@ struct http_options {
 };
 int http_new(const struct http_options *options, struct http **ret_http, struct message *message);
 void http_free(struct http *http); /* accepts NULL; no request may be under way */
+/* Requests under way, and all later ones, end at once as HTTP_STALLED: for who is about to go. */
+void http_abandon(struct http *http);
 
 struct http_header {
 	const char *name;
@@ -37,6 +39,7 @@ struct http_request {
 	int64_t connect_ms;    /* 0: 5,000 */
 	int64_t first_byte_ms; /* from the last byte sent to the first one back; 0: 10,000 */
 	int64_t stall_ms; /* a body of which nothing moves for so long is given up; 0: 10,000 */
+	int64_t total_ms; /* for everything, from connecting to the last byte; 0: without limit */
 	bool once;        /* see above */
 	bool keep_cut;    /* keep what came of the body of a 2xx answer that was cut */
 	bool direct;      /* no proxy */

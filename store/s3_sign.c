@@ -3,7 +3,6 @@
 
 #include <ctype.h>
 #include <openssl/evp.h>
-#include <openssl/hmac.h>
 #include <stdio.h>
 #include <strings.h>
 #include <time.h>
@@ -11,7 +10,6 @@
 #define HEADERS_MAX 32
 #define PARAMETERS_MAX 32
 #define ALGORITHM "AWS4-HMAC-SHA256"
-#define MAC_BYTES 32
 
 static void append(struct buffer *buffer, const char *text)
 {
@@ -170,28 +168,21 @@ static int canonical_headers(struct buffer *lines, struct buffer *names,
 
 /* -- the signature -- */
 
-static void mac(const void *key, size_t key_length, const void *bytes, size_t length,
-                uint8_t ret_mac[MAC_BYTES])
-{
-	unsigned int size = MAC_BYTES;
-	HMAC(EVP_sha256(), key, (int)key_length, bytes, length, ret_mac, &size);
-}
-
 static int sign_text(const struct s3_signing *signing, const struct buffer *text,
                      char ret_hex[SHA256_HEX + 1])
 {
 	CLEANUP(buffer_release) struct buffer secret = {0};
-	uint8_t key[MAC_BYTES];
+	struct id key;
 	append(&secret, "AWS4");
 	append(&secret, signing->secret_key);
 	if (buffer_check(&secret) < 0)
 		return -ERR_NO_MEMORY;
-	mac(secret.data, secret.length, signing->amz_date, 8, key);
-	mac(key, sizeof(key), signing->region, strlen(signing->region), key);
-	mac(key, sizeof(key), signing->service, strlen(signing->service), key);
-	mac(key, sizeof(key), "aws4_request", 12, key);
-	mac(key, sizeof(key), text->data, text->length, key);
-	hex_encode(key, sizeof(key), ret_hex);
+	hmac_sha256(secret.data, secret.length, signing->amz_date, 8, &key);
+	hmac_sha256(key.bytes, ID_BYTES, signing->region, strlen(signing->region), &key);
+	hmac_sha256(key.bytes, ID_BYTES, signing->service, strlen(signing->service), &key);
+	hmac_sha256(key.bytes, ID_BYTES, "aws4_request", 12, &key);
+	hmac_sha256(key.bytes, ID_BYTES, text->data, text->length, &key);
+	hex_encode(key.bytes, ID_BYTES, ret_hex);
 	explicit_bzero(secret.data, secret.length);
 	return 0;
 }

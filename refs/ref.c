@@ -5,11 +5,9 @@
  * Every change of a ref, deletion included, is one conditional put of a body that holds one more
  * move (ref_publish). A crash before the put leaves the old state, after it the new one.
  */
-#include "refs/ref.h"
+#include "refs/ref_internal.h"
 
 #include <ctype.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 
 #include "refs/known.h"
@@ -18,24 +16,22 @@
  * this many lost races. */
 #define ATTEMPTS_MAX 32
 
-#define REF_KEY_BYTES 160
-
-static const char *kind_word(enum ref_kind kind)
+const char *ref_kind_word(enum ref_kind kind)
 {
 	return kind == REF_TAG ? "tag" : "branch";
 }
 
-static const char *kind_prefix(enum ref_kind kind)
+const char *ref_kind_prefix(enum ref_kind kind)
 {
 	return kind == REF_TAG ? "refs/tags/" : "refs/branches/";
 }
 
-static void ref_key(enum ref_kind kind, const char *name, char ret_key[REF_KEY_BYTES])
+void ref_key(enum ref_kind kind, const char *name, char ret_key[REF_KEY_BYTES])
 {
-	snprintf(ret_key, REF_KEY_BYTES, "%s%s", kind_prefix(kind), name);
+	snprintf(ret_key, REF_KEY_BYTES, "%s%s", ref_kind_prefix(kind), name);
 }
 
-static bool name_is_valid(const char *name)
+bool ref_name_is_valid(const char *name)
 {
 	size_t length = strnlen(name, REF_NAME_MAX + 1);
 
@@ -54,7 +50,7 @@ static bool name_is_valid(const char *name)
 
 int ref_name_check(const char *name, struct message *message)
 {
-	if (name_is_valid(name))
+	if (ref_name_is_valid(name))
 		return 0;
 	return fail(message, -ERR_BAD_NAME,
 	            "'%.*s' cannot name a branch or tag: use 1 to %d of A-Z a-z 0-9 _ . -, not "
@@ -65,36 +61,36 @@ int ref_name_check(const char *name, struct message *message)
 static int no_such_ref(enum ref_kind kind, const char *name, struct message *message)
 {
 	return fail(message, -ERR_NOT_FOUND, "no %s '%s'; `lakectl %s list` lists them",
-	            kind_word(kind), name, kind_word(kind));
+	            ref_kind_word(kind), name, ref_kind_word(kind));
 }
 
 static int exists_already(enum ref_kind kind, const char *name, struct message *message)
 {
-	return fail(message, -ERR_EXISTS, "%s '%s' exists already", kind_word(kind), name);
+	return fail(message, -ERR_EXISTS, "%s '%s' exists already", ref_kind_word(kind), name);
 }
 
-static int body_decode(enum ref_kind kind, const char *name, const struct buffer *body,
-                       const struct etag *etag, struct ref *ret_ref, struct message *message)
+int ref_body_decode(enum ref_kind kind, const char *name, const struct buffer *body,
+                    const struct etag *etag, struct ref *ret_ref, struct message *message)
 {
 	int rc = ref_decode(kind, name, body->data, body->length, ret_ref);
 	if (rc == -ERR_VERSION)
 		return fail(message, rc,
 		            "%s '%s' was written by a newer version; update this program",
-		            kind_word(kind), name);
+		            ref_kind_word(kind), name);
 	if (rc == -ERR_CORRUPT)
 		return fail(message, rc,
 		            "%s '%s' is damaged: object %s%s (%zu bytes) does not match its seal; "
 		            "put it back from a backup of the store",
-		            kind_word(kind), name, kind_prefix(kind), name, body->length);
+		            ref_kind_word(kind), name, ref_kind_prefix(kind), name, body->length);
 	if (rc < 0)
-		return fail(message, rc, "%s '%s': %s", kind_word(kind), name, error_text(rc));
+		return fail(message, rc, "%s '%s': %s", ref_kind_word(kind), name, error_text(rc));
 	ret_ref->etag = *etag;
 	return 0;
 }
 
 /* The body as it is, tombstones too. */
-static int ref_load(struct object_store *store, enum ref_kind kind, const char *name,
-                    struct ref *ret_ref, struct message *message)
+int ref_load(struct object_store *store, enum ref_kind kind, const char *name, struct ref *ret_ref,
+             struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer body = {0};
 	char key[REF_KEY_BYTES];
@@ -105,8 +101,8 @@ static int ref_load(struct object_store *store, enum ref_kind kind, const char *
 	if (rc == -ERR_NOT_FOUND)
 		return no_such_ref(kind, name, message);
 	if (rc < 0)
-		return fail_context(message, rc, "%s '%s'", kind_word(kind), name);
-	return body_decode(kind, name, &body, &etag, ret_ref, message);
+		return fail_context(message, rc, "%s '%s'", ref_kind_word(kind), name);
+	return ref_body_decode(kind, name, &body, &etag, ret_ref, message);
 }
 
 /* For who returns it: the cleanup of where it was finds nothing. */
@@ -144,7 +140,7 @@ static int ref_guess(struct object_store *store, enum ref_kind kind, const char 
 
 	ref_key(kind, name, key);
 	int rc = known_ref_guess(store, key, &body, &etag);
-	return rc < 0 ? rc : body_decode(kind, name, &body, &etag, ret_ref, NULL);
+	return rc < 0 ? rc : ref_body_decode(kind, name, &body, &etag, ret_ref, NULL);
 }
 
 int ref_read_known(struct object_store *store, enum ref_kind kind, const char *name,
@@ -181,10 +177,10 @@ int ref_read_if_changed(struct object_store *store, enum ref_kind kind, const ch
 	if (rc == -ERR_NOT_FOUND)
 		return no_such_ref(kind, name, message);
 	if (rc < 0)
-		return fail_context(message, rc, "%s '%s'", kind_word(kind), name);
+		return fail_context(message, rc, "%s '%s'", ref_kind_word(kind), name);
 	if (rc == 0)
 		return 0;
-	rc = body_decode(kind, name, &body, &etag, &ref, message);
+	rc = ref_body_decode(kind, name, &body, &etag, &ref, message);
 	if (rc < 0)
 		return rc;
 	if (pointer_is_none(&ref.commit))
@@ -204,7 +200,7 @@ int ref_read_deleted(struct object_store *store, enum ref_kind kind, const char 
 	if (rc < 0)
 		return rc;
 	if (!pointer_is_none(&ref.commit))
-		return fail(message, -ERR_NOT_FOUND, "%s '%s' is not deleted", kind_word(kind),
+		return fail(message, -ERR_NOT_FOUND, "%s '%s' is not deleted", ref_kind_word(kind),
 		            name);
 	ref.commit = ref.moves[0].before;
 	*ret_ref = ref_steal(&ref);
@@ -245,11 +241,13 @@ static int next_ref(enum ref_kind kind, const char *name, const struct ref *base
                     struct ref *ret_next)
 {
 	CLEANUP(ref_release) struct ref next = {.kind = kind, .commit = *after};
+	const struct protection none = {0};
 	size_t kept = base ? base->move_count : 0;
 
 	if (kept > REF_MOVES_MAX - 1)
 		kept = REF_MOVES_MAX - 1;
 	snprintf(next.name, sizeof(next.name), "%s", name);
+	next.protection = base ? base->protection : none;
 	next.moves = calloc(1 + kept, sizeof(*next.moves));
 	if (!next.moves)
 		return -ERR_NO_MEMORY;
@@ -284,6 +282,18 @@ static bool has_nonce(const struct ref *ref, const uint8_t nonce[REF_NONCE_BYTES
 	return false;
 }
 
+/* -- one put, and how it went -- */
+
+enum change { CHANGE_MOVE, CHANGE_CLAIM, CHANGE_PROTECTION };
+
+struct attempt {
+	struct object_store *store;
+	enum change change;
+	struct ref *next;
+	const struct etag *expected; /* NULL: there is to be none */
+	struct ref_contended *contended;
+};
+
 static int settle_claim(struct ref *next, const struct ref *now, const struct etag *expected,
                         int failure)
 {
@@ -294,19 +304,35 @@ static int settle_claim(struct ref *next, const struct ref *now, const struct et
 	return strcmp(now->etag.text, expected->text) == 0 ? failure : -ERR_MOVED;
 }
 
+/* A protection has no nonce: the same one by somebody else is as good. */
+static int settle_protection(struct ref *next, const struct ref *now, const struct etag *expected,
+                             int failure)
+{
+	if (strcmp(now->etag.text, expected->text) == 0 &&
+	    !protection_equal(&now->protection, &next->protection))
+		return failure;
+	if (!protection_equal(&now->protection, &next->protection) ||
+	    memcmp(now->moves[0].nonce, next->moves[0].nonce, REF_NONCE_BYTES) != 0)
+		return -ERR_MOVED;
+	next->etag = now->etag;
+	return 0;
+}
+
 /*
- * The put of `next` failed with `failure`, but the store may have acted, now or in an attempt that
- * the backend repeated. Read back: nonces tell. 0: it did. `message` holds the put's own text.
+ * The put failed with `failure`, but the store may have acted, now or in an attempt that the
+ * backend repeated. Read back: nonces tell. 0: it did. `message` holds the put's own text.
  * contended->now: what was read back, empty when nothing could be.
  */
-static int settle(struct object_store *store, struct ref *next, const struct etag *expected,
-                  int failure, struct ref_contended *contended, struct message *message)
+static int settle(const struct attempt *attempt, int failure, struct message *message)
 {
+	const struct etag *expected = attempt->expected;
+	struct ref_contended *contended = attempt->contended;
+	struct ref *next = attempt->next;
 	const struct ref *now = &contended->now;
 	struct message why = {0};
 	if (failure == -ERR_MOVED && contended->wait)
 		contended->wait(contended->context);
-	int rc = ref_load(store, next->kind, next->name, &contended->now, &why);
+	int rc = ref_load(attempt->store, next->kind, next->name, &contended->now, &why);
 
 	if (rc == -ERR_NOT_FOUND && failure == -ERR_MOVED)
 		return -ERR_NOT_FOUND;
@@ -316,9 +342,11 @@ static int settle(struct object_store *store, struct ref *next, const struct eta
 		return fail(message, rc,
 		            "whether %s '%s' was moved is not known, because it could not be read "
 		            "back (%s); look at `lakectl reflog` once the store answers",
-		            kind_word(next->kind), next->name, why.text);
-	if (next->claim.who)
+		            ref_kind_word(next->kind), next->name, why.text);
+	if (attempt->change == CHANGE_CLAIM)
 		return settle_claim(next, now, expected, failure);
+	if (attempt->change == CHANGE_PROTECTION)
+		return settle_protection(next, now, expected, failure);
 	if (has_nonce(now, next->moves[0].nonce)) {
 		/* When somebody moved on already, the old etag makes the next move notice. */
 		if (memcmp(now->moves[0].nonce, next->moves[0].nonce, REF_NONCE_BYTES) == 0)
@@ -341,39 +369,40 @@ static int settle(struct object_store *store, struct ref *next, const struct eta
 /* Put `next` in place of the body with etag `expected` (NULL: where there is none), and set its
  * etag. -ERR_MOVED, -ERR_EXISTS, -ERR_NOT_FOUND: certainly not done. Any other: not known.
  * contended->now is left empty but for -ERR_MOVED. */
-static int ref_publish(struct object_store *store, struct ref *next, const struct etag *expected,
-                       struct ref_contended *contended, struct message *message)
+static int ref_publish(const struct attempt *attempt, struct message *message)
 {
+	const struct etag *expected = attempt->expected;
+	struct ref *next = attempt->next;
 	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX};
 	struct message put_message = {0};
 	char key[REF_KEY_BYTES];
 	int rc = ref_encode(next, &body);
 
 	if (rc < 0)
-		return fail(message, rc, "cannot encode %s '%s': %s", kind_word(next->kind),
+		return fail(message, rc, "cannot encode %s '%s': %s", ref_kind_word(next->kind),
 		            next->name, error_text(rc));
 	ref_key(next->kind, next->name, key);
 	if (expected)
-		rc = object_put_if_match(store, key, body.data, body.length, expected, &next->etag,
-		                         &put_message);
+		rc = object_put_if_match(attempt->store, key, body.data, body.length, expected,
+		                         &next->etag, &put_message);
 	else
-		rc = object_put_if_absent(store, key, body.data, body.length, &next->etag,
+		rc = object_put_if_absent(attempt->store, key, body.data, body.length, &next->etag,
 		                          &put_message);
 	if (rc == 0)
 		return 0;
-	rc = settle(store, next, expected, rc, contended, &put_message);
+	rc = settle(attempt, rc, &put_message);
 	if (rc != -ERR_MOVED)
-		ref_release(&contended->now);
+		ref_release(&attempt->contended->now);
 	if (rc == 0)
 		return 0;
 	if (rc == -ERR_MOVED)
 		return fail(message, rc, "%s '%s' was moved by somebody else meanwhile",
-		            kind_word(next->kind), next->name);
+		            ref_kind_word(next->kind), next->name);
 	if (rc == -ERR_EXISTS)
 		return exists_already(next->kind, next->name, message);
 	if (rc == -ERR_NOT_FOUND)
 		return no_such_ref(next->kind, next->name, message);
-	return fail(message, rc, "%s '%s': %s", kind_word(next->kind), next->name,
+	return fail(message, rc, "%s '%s': %s", ref_kind_word(next->kind), next->name,
 	            put_message.text[0] ? put_message.text : error_text(rc));
 }
 
@@ -388,7 +417,8 @@ static int advance_contended(struct object_store *store, const struct ref *base,
 
 	if (rc < 0)
 		return fail(message, rc, "%s", error_text(rc));
-	rc = ref_publish(store, &next, &base->etag, contended, message);
+	const struct attempt attempt = {store, CHANGE_MOVE, &next, &base->etag, contended};
+	rc = ref_publish(&attempt, message);
 	if (rc < 0)
 		return rc;
 	*ret_next = ref_steal(&next);
@@ -405,10 +435,91 @@ static int advance(struct object_store *store, const struct ref *base, const str
 	return rc;
 }
 
+/* -- what protection says -- */
+
+static const struct ref_rights *rights_of(const struct ref_author *author)
+{
+	return author ? author->rights : NULL;
+}
+
+/* `expected` may be out of date, and its protection lifted since. So before anybody is refused it
+ * is looked at again, and -ERR_MOVED when it is another that would allow it. */
+static int confirm_refusal(struct object_store *store, const struct ref *expected,
+                           const struct ref_rights *rights, struct ref *ret_now,
+                           const struct message *said, struct message *message)
+{
+	CLEANUP(ref_release) struct ref now = {0};
+	int rc = ref_read_if_changed(store, expected->kind, expected->name, &expected->etag, &now,
+	                             message);
+
+	if (rc < 0)
+		return rc;
+	if (rc == 0)
+		return fail(message, -ERR_REFUSED, "%s", said->text);
+	rc = protection_check(&now.protection, now.name, rights, message);
+	if (rc < 0)
+		return rc;
+	*ret_now = ref_steal(&now);
+	return fail(message, -ERR_MOVED, "branch '%s' was unprotected meanwhile", expected->name);
+}
+
+/* contended->now: as for ref_publish. */
+static int check_move(struct object_store *store, const struct ref *expected,
+                      const struct ref_author *author, struct ref_contended *contended,
+                      struct message *message)
+{
+	struct message said = {0};
+	const struct ref_rights *rights = rights_of(author);
+	int rc = protection_check(&expected->protection, expected->name, rights, &said);
+
+	return rc == 0 ? 0
+	               : confirm_refusal(store, expected, rights, &contended->now, &said, message);
+}
+
+/* Read for its deletion, or for another name. */
+static int read_to_remove(struct object_store *store, enum ref_kind kind, const char *name,
+                          bool guess, const struct ref_author *author, struct ref *ret_ref,
+                          struct message *message)
+{
+	CLEANUP(ref_release) struct ref now = {0};
+	int rc = 0;
+
+	if (guess) {
+		rc = ref_read_known(store, kind, name, &now, message);
+		if (rc < 0)
+			return rc;
+		guess = protection_check_name(&now.protection, name, rights_of(author), NULL) == 0;
+		if (!guess)
+			ref_release(&now);
+	}
+	if (!now.name[0])
+		rc = ref_read(store, kind, name, &now, message);
+	if (rc == 0)
+		rc = protection_check_name(&now.protection, name, rights_of(author), message);
+	if (rc == 0)
+		*ret_ref = ref_steal(&now);
+	return rc;
+}
+
 static int gave_up(enum ref_kind kind, const char *name, struct message *message)
 {
 	return fail(message, -ERR_MOVED, "%s '%s' is being changed by others all the time",
-	            kind_word(kind), name);
+	            ref_kind_word(kind), name);
+}
+
+/* May the tombstone `now` be replaced? A renamed branch brings a protection of its own (or none),
+ * which must not take the place of one that somebody put on the name. */
+static int check_replaceable(const struct ref *now, const struct ref *source,
+                             const struct ref_author *author, struct message *message)
+{
+	int rc = protection_check_name(&now->protection, now->name, rights_of(author), message);
+
+	if (rc < 0 || !source || !protection_any(&now->protection))
+		return rc;
+	return fail(message, -ERR_REFUSED,
+	            "a deleted branch '%s' was protected, so nothing can be renamed to that; "
+	            "`lakectl unprotect %s` lifts it",
+	            now->name, now->name);
 }
 
 /* Make `name` exist at `commit`, with the moves of `source`, or of the tombstone in its place when
@@ -418,7 +529,7 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
                      const struct ref_author *author, struct ref *ret_created,
                      struct message *message)
 {
-	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+	for (int tries = 0; tries < ATTEMPTS_MAX; tries++) {
 		struct ref_contended contended = {0};
 		CLEANUP(ref_release) struct ref next = {0};
 		CLEANUP(ref_release) struct ref now = {0};
@@ -426,13 +537,15 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
 		const struct ref *base = source;
 		int rc;
 
-		if (attempt > 0) {
+		if (tries > 0) {
 			/* Settling has just read it. */
 			rc = ref_guess(store, kind, name, &now);
 			if (rc < 0)
 				rc = ref_load(store, kind, name, &now, message);
 			if (rc == 0 && !pointer_is_none(&now.commit))
 				return exists_already(kind, name, message);
+			if (rc == 0)
+				rc = check_replaceable(&now, source, author, message);
 			if (rc < 0 && rc != -ERR_NOT_FOUND)
 				return rc;
 			expected = rc == 0 ? &now.etag : NULL;
@@ -442,7 +555,8 @@ static int create_at(struct object_store *store, enum ref_kind kind, const char 
 		rc = next_ref(kind, name, base, commit, author, &next);
 		if (rc < 0)
 			return fail(message, rc, "%s", error_text(rc));
-		rc = ref_publish(store, &next, expected, &contended, message);
+		const struct attempt attempt = {store, CHANGE_MOVE, &next, expected, &contended};
+		rc = ref_publish(&attempt, message);
 		ref_release(&contended.now);
 		if (rc == 0) {
 			*ret_created = ref_steal(&next);
@@ -465,7 +579,7 @@ int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
 		return rc;
 	if (pointer_is_none(commit))
 		return fail(message, -ERR_INVALID, "%s '%s' needs a commit to point to",
-		            kind_word(kind), name);
+		            ref_kind_word(kind), name);
 	return create_at(store, kind, name, NULL, commit, author, &created, message);
 }
 
@@ -483,7 +597,9 @@ int ref_move_contended(struct object_store *store, struct ref *expected,
 	if (pointer_is_none(commit))
 		return fail(message, -ERR_INVALID, "branch '%s' cannot be moved to nothing",
 		            expected->name);
-	int rc = advance_contended(store, expected, commit, author, &next, contended, message);
+	int rc = check_move(store, expected, author, contended, message);
+	if (rc == 0)
+		rc = advance_contended(store, expected, commit, author, &next, contended, message);
 	if (pointer_is_none(&contended->now.commit))
 		ref_release(&contended->now);
 	if (rc < 0)
@@ -503,33 +619,53 @@ int ref_move(struct object_store *store, struct ref *expected, const struct poin
 	return rc;
 }
 
-/* `expected` as it is, claimed. */
-static int claimed(const struct ref *expected, unsigned for_ms, const struct ref_author *author,
-                   struct ref *ret_next)
+/* As it is, but for a claim. */
+static int copy_ref(const struct ref *ref, struct ref *ret_copy)
 {
 	CLEANUP(ref_release)
-	struct ref next = {.kind = expected->kind, .commit = expected->commit, .claim_ms = for_ms};
+	struct ref copy = {.kind = ref->kind, .protection = ref->protection};
 
-	snprintf(next.name, sizeof(next.name), "%s", expected->name);
-	next.moves = calloc(expected->move_count, sizeof(*next.moves));
-	if (!next.moves)
+	snprintf(copy.name, sizeof(copy.name), "%s", ref->name);
+	copy.moves = calloc(ref->move_count, sizeof(*copy.moves));
+	if (!copy.moves)
 		return -ERR_NO_MEMORY;
-	for (size_t i = 0; i < expected->move_count; i++) {
-		int rc = copy_move(&expected->moves[i], &next.moves[i]);
+	for (size_t i = 0; i < ref->move_count; i++) {
+		int rc = copy_move(&ref->moves[i], &copy.moves[i]);
 
-		next.move_count = i + 1;
+		copy.move_count = i + 1;
 		if (rc < 0)
 			return rc;
 	}
-	next.claim.before = next.claim.after = expected->commit;
-	next.claim.time_ms = clock_wall_ms();
-	random_bytes(next.claim.nonce, REF_NONCE_BYTES);
-	next.claim.who = one_line(author->who);
-	if (!next.claim.who || asprintf(&next.claim.command, "claim %u", for_ms) < 0) {
-		next.claim.command = NULL;
+	copy.commit = copy.moves[0].after;
+	*ret_copy = ref_steal(&copy);
+	return 0;
+}
+
+static int put_claim(struct ref *next, unsigned for_ms, const struct ref_author *author)
+{
+	next->claim_ms = for_ms;
+	next->claim.before = next->claim.after = next->commit;
+	next->claim.time_ms = clock_wall_ms();
+	random_bytes(next->claim.nonce, REF_NONCE_BYTES);
+	next->claim.who = one_line(author->who);
+	if (!next->claim.who || asprintf(&next->claim.command, "claim %u", for_ms) < 0) {
+		next->claim.command = NULL;
 		return -ERR_NO_MEMORY;
 	}
-	*ret_next = ref_steal(&next);
+	return 0;
+}
+
+/* `next` in place of *expected, which it becomes; no move. Takes *next. */
+static int replace(const struct attempt *attempt, struct ref *expected, struct message *message)
+{
+	int rc = ref_publish(attempt, message);
+
+	if (pointer_is_none(&attempt->contended->now.commit))
+		ref_release(&attempt->contended->now);
+	if (rc < 0)
+		return rc;
+	ref_release(expected);
+	*expected = ref_steal(attempt->next);
 	return 0;
 }
 
@@ -538,19 +674,42 @@ int ref_claim(struct object_store *store, struct ref *expected, unsigned for_ms,
               struct message *message)
 {
 	CLEANUP(ref_release) struct ref next = {0};
-	int rc = claimed(expected, for_ms, author, &next);
+	const struct etag etag = expected->etag;
+	const struct attempt attempt = {store, CHANGE_CLAIM, &next, &etag, contended};
+	int rc = check_move(store, expected, author, contended, message);
 
 	if (rc < 0)
-		return fail(message, rc, "%s", error_text(rc));
-	rc = ref_publish(store, &next, &expected->etag, contended, message);
-	if (pointer_is_none(&contended->now.commit))
-		ref_release(&contended->now);
-	if (rc < 0)
 		return rc;
-	ref_release(expected);
-	*expected = next;
-	memset(&next, 0, sizeof(next));
-	return 0;
+	rc = copy_ref(expected, &next);
+	if (rc == 0)
+		rc = put_claim(&next, for_ms, author);
+	if (rc < 0)
+		return fail(message, rc, "%s", error_text(rc));
+	return replace(&attempt, expected, message);
+}
+
+int ref_protect(struct object_store *store, struct ref *expected,
+                const struct protection *protection, struct message *message)
+{
+	CLEANUP(ref_release) struct ref next = {0};
+	const struct etag etag = expected->etag;
+	struct ref_contended contended = {0};
+	const struct attempt attempt = {store, CHANGE_PROTECTION, &next, &etag, &contended};
+
+	if (expected->kind == REF_TAG)
+		return fail(message, -ERR_REFUSED, "tag '%s' needs no protection: tags never move",
+		            expected->name);
+	if (pointer_is_none(&expected->moves[0].after) && protection_any(protection))
+		return fail(message, -ERR_REFUSED,
+		            "branch '%s' is deleted: its protection can only be lifted",
+		            expected->name);
+	int rc = copy_ref(expected, &next);
+	if (rc < 0)
+		return fail(message, rc, "%s", error_text(rc));
+	next.protection = *protection;
+	rc = replace(&attempt, expected, message);
+	ref_release(&contended.now);
+	return rc;
 }
 
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
@@ -559,8 +718,7 @@ int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
 	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
 		CLEANUP(ref_release) struct ref now = {0};
 		CLEANUP(ref_release) struct ref tombstone = {0};
-		int rc = attempt == 0 ? ref_read_known(store, kind, name, &now, message)
-		                      : ref_read(store, kind, name, &now, message);
+		int rc = read_to_remove(store, kind, name, attempt == 0, author, &now, message);
 
 		if (rc < 0)
 			return rc;
@@ -581,14 +739,17 @@ int ref_restore(struct object_store *store, enum ref_kind kind, const char *name
 	if (rc == 0)
 		rc = ref_load(store, kind, name, &now, message);
 	if (rc == -ERR_NOT_FOUND)
-		return fail(message, rc, "no deleted %s '%s' is kept", kind_word(kind), name);
+		return fail(message, rc, "no deleted %s '%s' is kept", ref_kind_word(kind), name);
 	if (rc < 0)
 		return rc;
 	if (!pointer_is_none(&now.commit))
 		return exists_already(kind, name, message);
 	if (pointer_is_none(&now.moves[0].before))
 		return fail(message, -ERR_NOT_FOUND, "the deleted %s '%s' stood nowhere",
-		            kind_word(kind), name);
+		            ref_kind_word(kind), name);
+	rc = protection_check_name(&now.protection, name, rights_of(author), message);
+	if (rc < 0)
+		return rc;
 	rc = advance(store, &now, &now.moves[0].before, author, &restored, message);
 	return rc == -ERR_MOVED ? exists_already(kind, name, message) : rc;
 }
@@ -606,7 +767,7 @@ static int catch_up(struct object_store *store, struct ref *created, const struc
 		return fail(message, rc,
 		            "%s '%s' and '%s' were both moved by others during the rename; both "
 		            "are left as they are",
-		            kind_word(from->kind), from->name, created->name);
+		            ref_kind_word(from->kind), from->name, created->name);
 	if (rc < 0)
 		return rc;
 	ref_release(created);
@@ -622,7 +783,7 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 	int rc = ref_name_check(to, message);
 
 	if (rc == 0)
-		rc = ref_read_known(store, kind, from, &old, message);
+		rc = read_to_remove(store, kind, from, true, author, &old, message);
 	if (rc < 0)
 		return rc;
 	if (strcmp(from, to) == 0)
@@ -638,7 +799,7 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 		ref_release(&next);
 		if (rc != -ERR_MOVED)
 			return rc == -ERR_NOT_FOUND ? 0 : rc;
-		rc = ref_read(store, kind, from, &next, message);
+		rc = read_to_remove(store, kind, from, false, author, &next, message);
 		if (rc < 0)
 			return rc == -ERR_NOT_FOUND ? 0 : rc; /* deleted by somebody else: fine */
 		ref_release(&old);
@@ -648,230 +809,4 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 			return rc;
 	}
 	return gave_up(kind, from, message);
-}
-
-/* -- listing -- */
-
-/* Names and etags are collected first, so that callbacks run outside the store's listing: (u8 name
- * length, name, u8 etag length, etag)*. */
-struct collected {
-	enum ref_kind kind;
-	bool tombstones; /* collect these, else the live ones */
-	struct buffer refs;
-};
-
-static int collect_ref(void *context, const struct object_info *info)
-{
-	struct collected *collected = context;
-	const char *name = info->key + strlen(kind_prefix(collected->kind));
-	size_t etag_length = strlen(info->etag.text);
-
-	/* A length tells (see ref_body.c). What is not a ref's name is somebody else's file. */
-	if ((info->size % 2 == 1) != collected->tombstones || !name_is_valid(name))
-		return 0;
-	buffer_u8(&collected->refs, (uint8_t)strlen(name));
-	buffer_append(&collected->refs, name, strlen(name));
-	buffer_u8(&collected->refs, (uint8_t)etag_length);
-	buffer_append(&collected->refs, info->etag.text, etag_length);
-	return 0;
-}
-
-static void next_collected(struct reader *reader, struct ref *ret_ref)
-{
-	size_t name_length = read_u8(reader);
-	const uint8_t *name = read_bytes(reader, name_length);
-	size_t etag_length = read_u8(reader);
-	const uint8_t *etag = read_bytes(reader, etag_length);
-
-	memcpy(ret_ref->name, name, name_length);
-	if (etag_length > 0)
-		memcpy(ret_ref->etag.text, etag, etag_length);
-}
-
-/* Bodies are read LOAD_WINDOW at a time, by some threads when many are not known. */
-#define LOAD_WINDOW 256
-#define LOAD_THREADS_MAX 16
-#define LOADS_PER_THREAD 4
-
-struct load {
-	struct ref listed;
-	struct ref body;
-	int rc; /* 1: not read yet */
-	struct message message;
-};
-struct loads {
-	struct object_store *store;
-	struct load *items;
-	size_t count;
-	atomic_size_t next;
-};
-
-static void loads_release(struct loads *loads)
-{
-	for (size_t i = 0; i < loads->count; i++)
-		ref_release(&loads->items[i].body);
-	free(loads->items);
-}
-
-static void *load_some(void *context)
-{
-	struct loads *loads = context;
-	size_t at;
-
-	while ((at = atomic_fetch_add(&loads->next, 1)) < loads->count) {
-		struct load *load = &loads->items[at];
-
-		if (load->rc > 0)
-			load->rc = ref_load(loads->store, load->listed.kind, load->listed.name,
-			                    &load->body, &load->message);
-	}
-	return NULL;
-}
-
-/* True when the body with the etag that was listed is known. */
-static bool load_known(struct object_store *store, struct load *load)
-{
-	CLEANUP(buffer_release) struct buffer body = {.limit = REF_BODY_MAX + 1};
-	const struct ref *listed = &load->listed;
-	char key[REF_KEY_BYTES];
-
-	ref_key(listed->kind, listed->name, key);
-	if (known_ref_exact(store, key, &listed->etag, &body) < 0)
-		return false;
-	load->rc = body_decode(listed->kind, listed->name, &body, &listed->etag, &load->body,
-	                       &load->message);
-	return true;
-}
-
-/* The next window's. */
-static void load_bodies(struct loads *loads)
-{
-	pthread_t threads[LOAD_THREADS_MAX];
-	size_t unknown = 0, started = 0;
-
-	for (size_t i = 0; i < loads->count; i++)
-		unknown += !load_known(loads->store, &loads->items[i]);
-	atomic_store(&loads->next, 0);
-	while (started < LOAD_THREADS_MAX && (started + 1) * LOADS_PER_THREAD < unknown &&
-	       pthread_create(&threads[started], NULL, load_some, loads) == 0)
-		started++;
-	load_some(loads);
-	for (size_t i = 0; i < started; i++)
-		pthread_join(threads[i], NULL);
-}
-
-static int tell_body(const struct collected *collected, struct load *load, ref_fn *callback,
-                     void *context, struct message *message)
-{
-	if (load->rc == -ERR_NOT_FOUND)
-		return 0; /* gone since it was listed */
-	if (load->rc < 0)
-		return fail(message, load->rc, "%s", load->message.text);
-	if (pointer_is_none(&load->body.commit) != collected->tombstones)
-		return 0; /* deleted, or restored, since */
-	if (collected->tombstones)
-		load->body.commit = load->body.moves[0].before;
-	return callback(context, &load->body);
-}
-
-static int list_window(struct object_store *store, const struct collected *collected,
-                       struct reader *reader, ref_fn *callback, void *context,
-                       struct message *message)
-{
-	CLEANUP(loads_release) struct loads loads = {.store = store};
-	int rc = 0;
-
-	loads.items = calloc(LOAD_WINDOW, sizeof(*loads.items));
-	if (!loads.items)
-		return fail(message, -ERR_NO_MEMORY, "cannot list refs: out of memory");
-	for (; loads.count < LOAD_WINDOW && reader_left(reader) > 0; loads.count++) {
-		struct load *load = &loads.items[loads.count];
-
-		load->listed.kind = collected->kind;
-		load->rc = 1;
-		next_collected(reader, &load->listed);
-	}
-	load_bodies(&loads);
-	for (size_t i = 0; rc == 0 && i < loads.count; i++)
-		rc = tell_body(collected, &loads.items[i], callback, context, message);
-	return rc;
-}
-
-static int list_refs(struct object_store *store, struct collected *collected, bool bodies,
-                     ref_fn *callback, void *context, struct message *message)
-{
-	int rc = object_list(store, kind_prefix(collected->kind), collect_ref, collected, message);
-
-	if (rc < 0)
-		return rc;
-	rc = buffer_check(&collected->refs);
-	if (rc < 0)
-		return fail(message, rc, "cannot list refs: %s", error_text(rc));
-	struct reader reader = reader_of(collected->refs.data, collected->refs.length);
-	while (rc == 0 && reader_left(&reader) > 0) {
-		CLEANUP(ref_release) struct ref ref = {.kind = collected->kind};
-
-		if (bodies) {
-			rc = list_window(store, collected, &reader, callback, context, message);
-			continue;
-		}
-		next_collected(&reader, &ref);
-		rc = callback(context, &ref);
-	}
-	return rc;
-}
-
-int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,
-             void *context, struct message *message)
-{
-	struct collected collected = {.kind = kind};
-	int rc = list_refs(store, &collected, bodies, callback, context, message);
-
-	buffer_release(&collected.refs);
-	return rc;
-}
-
-int ref_list_deleted(struct object_store *store, enum ref_kind kind, ref_fn *callback,
-                     void *context, struct message *message)
-{
-	struct collected collected = {.kind = kind, .tombstones = true};
-	int rc = list_refs(store, &collected, true, callback, context, message);
-
-	buffer_release(&collected.refs);
-	return rc;
-}
-
-/* -- purging -- */
-
-struct purge {
-	struct object_store *store;
-	int64_t deleted_before_ms;
-	uint64_t count;
-	struct message *message;
-};
-
-static int purge_one(void *context, const struct ref *ref)
-{
-	struct purge *purge = context;
-	char key[REF_KEY_BYTES];
-
-	if (ref->moves[0].time_ms >= purge->deleted_before_ms)
-		return 0;
-	ref_key(ref->kind, ref->name, key);
-	int rc = object_remove(purge->store, key, purge->message);
-	if (rc == 0)
-		purge->count++;
-	return rc;
-}
-
-int ref_purge(struct object_store *store, enum ref_kind kind, int64_t deleted_before_ms,
-              uint64_t *ret_count, struct message *message)
-{
-	struct purge purge = {
-	        .store = store, .deleted_before_ms = deleted_before_ms, .message = message};
-	int rc = ref_list_deleted(store, kind, purge_one, &purge, message);
-
-	if (rc == 0 && ret_count)
-		*ret_count = purge.count;
-	return rc;
 }

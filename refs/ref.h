@@ -86,9 +86,9 @@ int ref_create(struct object_store *store, enum ref_kind kind, const char *name,
                const struct pointer *commit, const struct ref_author *author,
                struct message *message); /* -ERR_EXISTS. One put. */
 /* Move from `expected` (as read before, its etag counts) to `commit`. -ERR_MOVED: somebody else
- * moved or deleted it first, read again; -ERR_NOT_FOUND: it is gone; -ERR_REFUSED: a tag. Any
- * other error: not known to have moved, and *expected is as before. On success *expected is
- * updated in place. */
+ * moved or deleted it first, read again; -ERR_NOT_FOUND: it is gone; -ERR_REFUSED: a tag, or
+ * protected, and that has been looked at again (should `expected` be out of date). Any other error:
+ * not known to have moved, and *expected is as before. On success *expected is updated in place. */
 int ref_move(struct object_store *store, struct ref *expected, const struct pointer *commit,
              const struct ref_author *author, struct message *message);
 /* The same for who expects to lose and to try again. */
@@ -110,12 +110,11 @@ int ref_move_contended(struct object_store *store, struct ref *expected,
 int ref_claim(struct object_store *store, struct ref *expected, unsigned for_ms,
               const struct ref_author *author, struct ref_contended *contended,
               struct message *message);
-/* Put `protection` (not NULL; zero lifts it) on the branch. No move; a claim stays. It asks for no
- * rights: who may protect is the caller's to know. A tombstone (ref_read_deleted) may only be
- * lifted: -ERR_REFUSED. As for moving, *expected is updated. -ERR_MOVED, -ERR_INVALID. */
+/* Put `protection` on the branch; zero lifts it. No move; a claim goes. It asks for no rights: who
+ * may protect is for the caller to know. A deleted one (ref_read_deleted) can only be lifted:
+ * -ERR_REFUSED. As for moving, *expected is updated, and -ERR_MOVED, -ERR_NOT_FOUND. */
 int ref_protect(struct object_store *store, struct ref *expected,
-                const struct protection *protection, const struct ref_author *author,
-                struct message *message);
+                const struct protection *protection, struct message *message);
 /* Whatever it points to by then. -ERR_NOT_FOUND. One put, and a get unless it is known. */
 int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
                const struct ref_author *author, struct message *message);
@@ -128,10 +127,10 @@ int ref_restore(struct object_store *store, enum ref_kind kind, const char *name
 /* The deleted refs: `commit` is where it stood last, moves[0] the deletion. */
 int ref_list_deleted(struct object_store *store, enum ref_kind kind, ref_fn *callback,
                      void *context, struct message *message);
-/* Remove for good the refs deleted before `deleted_before_ms` (wall clock): their reflogs no
- * longer count and undo cannot bring them back. For gc: the store has no conditional removal, so a
- * ref re-created in the instant between the last look and the removal would be lost; give it an
- * age of days. *ret_count may be NULL. */
+/* Remove for good the refs deleted before `deleted_before_ms` (wall clock), but for protected ones:
+ * their reflogs no longer count and undo cannot bring them back. For gc: the store has no
+ * conditional removal, so a ref re-created in the instant between the last look and the removal
+ * would be lost; give it an age of days. *ret_count may be NULL. */
 int ref_purge(struct object_store *store, enum ref_kind kind, int64_t deleted_before_ms,
               uint64_t *ret_count, struct message *message);
 

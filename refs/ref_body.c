@@ -8,7 +8,8 @@
 #include "refs/ref.h"
 
 #define REF_VERSION 1
-#define FIXED_BYTES 8 /* magic, version, kind, moves, name length */
+#define REF_VERSION_PROTECTED 2 /* so that older programs, which would not obey, cannot read it */
+#define FIXED_BYTES 8           /* magic, version, kind, moves, name length */
 
 static const uint8_t magic[4] = {'L', 'R', 'E', 'F'};
 
@@ -111,20 +112,45 @@ static bool ref_is_chain(const struct ref *ref)
 	return true;
 }
 
+/* A group's name may hold anything but control characters. */
+static bool protection_is_valid(const struct ref *ref)
+{
+	const struct protection *protection = &ref->protection;
+	size_t length = strnlen(protection->publishers, PUBLISHERS_MAX + 1);
+
+	if ((protection->flags & ~PROTECT_ALL) || length > PUBLISHERS_MAX)
+		return false;
+	for (size_t i = 0; i < length; i++)
+		if ((unsigned char)protection->publishers[i] < 0x20 ||
+		    protection->publishers[i] == 0x7f)
+			return false;
+	return ref->kind == REF_BRANCH || !protection_any(protection);
+}
+
+static void encode_protection(struct buffer *body, const struct protection *protection)
+{
+	if (!protection_any(protection))
+		return;
+	buffer_u8(body, (uint8_t)protection->flags);
+	encode_text(body, protection->publishers);
+	buffer_id(body, &protection->rules);
+}
+
 int ref_encode(const struct ref *ref, struct buffer *ret_body)
 {
 	struct id seal;
 	size_t name_length = strlen(ref->name);
 	size_t start = ret_body->length;
 
-	if (!ref_is_chain(ref) || name_length > REF_NAME_MAX)
+	if (!ref_is_chain(ref) || name_length > REF_NAME_MAX || !protection_is_valid(ref))
 		return -ERR_INVALID;
 	buffer_append(ret_body, magic, sizeof(magic));
-	buffer_u8(ret_body, REF_VERSION);
+	buffer_u8(ret_body, protection_any(&ref->protection) ? REF_VERSION_PROTECTED : REF_VERSION);
 	buffer_u8(ret_body, (uint8_t)ref->kind);
 	buffer_u8(ret_body, (uint8_t)(ref->move_count + (ref->claim.who ? 1 : 0)));
 	buffer_u8(ret_body, (uint8_t)name_length);
 	buffer_append(ret_body, ref->name, name_length);
+	encode_protection(ret_body, &ref->protection);
 	if (ref->claim.who)
 		encode_move(ret_body, &ref->claim);
 	for (size_t i = 0; i < ref->move_count; i++)
@@ -222,7 +248,28 @@ static int check_seal(const uint8_t *bytes, size_t length)
 		return -ERR_CORRUPT;
 	if (memcmp(bytes, magic, sizeof(magic)) != 0 || bytes[sizeof(magic)] < REF_VERSION)
 		return -ERR_CORRUPT;
-	return bytes[sizeof(magic)] > REF_VERSION ? -ERR_VERSION : 0;
+	return bytes[sizeof(magic)] > REF_VERSION_PROTECTED ? -ERR_VERSION : 0;
+}
+
+/* None: version 1 would have been written. */
+static int decode_protection(struct reader *reader, struct ref *ref)
+{
+	struct protection *protection = &ref->protection;
+	size_t length;
+
+	protection->flags = read_u8(reader);
+	length = read_u8(reader);
+	if (length > PUBLISHERS_MAX)
+		return -ERR_CORRUPT;
+	const uint8_t *publishers = read_bytes(reader, length);
+	if (publishers && length > 0)
+		memcpy(protection->publishers, publishers, length);
+	read_id(reader, &protection->rules);
+	if (reader->failed || strlen(protection->publishers) != length)
+		return -ERR_CORRUPT;
+	if (protection->flags & ~PROTECT_ALL)
+		return -ERR_VERSION;
+	return protection_any(protection) && protection_is_valid(ref) ? 0 : -ERR_CORRUPT;
 }
 
 int ref_decode(enum ref_kind kind, const char *name, const void *bytes, size_t length,
@@ -246,6 +293,10 @@ int ref_decode(enum ref_kind kind, const char *name, const void *bytes, size_t l
 	memcpy(ref.name, name, name_length);
 	if (move_count < 1 || move_count > REF_MOVES_MAX + 1)
 		return -ERR_CORRUPT;
+	if (((const uint8_t *)bytes)[sizeof(magic)] == REF_VERSION_PROTECTED)
+		rc = decode_protection(&reader, &ref);
+	if (rc < 0)
+		return rc;
 	rc = decode_moves(&reader, move_count, &ref);
 	if (rc < 0)
 		return rc;

@@ -22,31 +22,26 @@
 
 #include <cjson/cJSON.h>
 
-#include "store/base.h"
+#include "fs/rules.h"
 
 struct webhooks;
 struct webhooks_options {
 	const char *directory; /* the spool */
 	const char *lake_id;
-	void (*log)(void *context, const char *line); /* may be NULL */
-	void *log_context;
 	/* For tests; 0: the defaults above. */
 	int64_t backoff_ms_min, backoff_ms_max, give_up_ms, attempt_ms;
 	size_t spool_max;
 };
 /* Costs nothing: the directory and the connection come with the first delivery. */
 int webhooks_open(const struct webhooks_options *options, struct webhooks **ret_webhooks);
-/* From now on deliveries are made in the background, also those found in the spool. Once. */
-int webhooks_start(struct webhooks *webhooks, struct message *message);
+/* From now on deliveries are made in the background, also those found in the spool. Once, before
+ * anything is sent. `log` (may be NULL) gets a line for each delivery given up, and one when a
+ * receiver begins to fail. */
+int webhooks_start(struct webhooks *webhooks, void (*log)(void *context, const char *line),
+                   void *context, struct message *message);
 /* What is under way is given up after a moment and stays in the spool. Accepts NULL. */
 void webhooks_close(struct webhooks *webhooks);
 
-/* One receiver; the strings are borrowed from the rules. */
-struct webhook_target {
-	const char *name;
-	const char *url;
-	const char *secret_file; /* NULL: not signed */
-};
 /* What happened. NULL and -1: left out of the JSON. Borrowed. */
 struct webhook_event {
 	const char *event; /* "published", "merged", "committed", "audit-failed", ... */
@@ -57,16 +52,24 @@ struct webhook_event {
 	const cJSON *audits;
 	const char *text; /* for people; NULL: made of the rest */
 };
-/* Spool it for `target`. Without webhooks_start it is also tried at once, until `deadline_ms`
- * (monotonic clock); what is not taken by then waits for a daemon. An error: it could not be
- * spooled. */
-int webhook_send(struct webhooks *webhooks, const struct webhook_target *target,
+/* Spool it for `rule`. 0: it was taken, or will be in the background. Without webhooks_start it is
+ * tried at once, until `deadline_ms` (monotonic clock): 1: it stays in the spool for a daemon, and
+ * the message says why. Errors: not spooled, or given up (-ERR_REFUSED, by the receiver). */
+int webhook_send(struct webhooks *webhooks, const struct webhook_rule *rule,
                  const struct webhook_event *event, int64_t deadline_ms, struct message *message);
 /* One attempt now, without the spool: the HTTP status, or an error with a message. */
-int webhook_try(struct webhooks *webhooks, const struct webhook_target *target,
+int webhook_try(struct webhooks *webhooks, const struct webhook_rule *rule,
                 const struct webhook_event *event, struct message *message);
-/* Why `target` cannot be used on this host: its secret file, its URL. 0: it can. */
-int webhook_check(const struct webhook_target *target, struct message *message);
+/* Why `rule` cannot be used on this host: its secret file, its URL. 0: it can. */
+int webhook_check(const struct webhook_rule *rule, struct message *message);
+
+/* How a receiver stands, as far as this process knows. */
+struct webhook_standing {
+	uint64_t waiting;
+	char trouble[256]; /* of the last attempt; "": none */
+};
+void webhook_standing(struct webhooks *webhooks, const char *url,
+                      struct webhook_standing *ret_standing);
 
 struct webhook_statistics {
 	uint64_t delivered, retried, failed;
@@ -74,9 +77,11 @@ struct webhook_statistics {
 };
 void webhooks_statistics(struct webhooks *webhooks, struct webhook_statistics *ret_statistics);
 
-/* "sha256=" and the hexadecimal HMAC; exposed for tests. */
+/* "sha256=" and the hexadecimal HMAC of timestamp "." body; for tests. */
 #define WEBHOOK_SIGNATURE_LENGTH (7 + ID_HEX)
-int webhook_sign(const void *secret, size_t secret_length, const char *timestamp, const void *body,
-                 size_t body_length, char ret_signature[WEBHOOK_SIGNATURE_LENGTH + 1]);
+int webhook_sign(const void *secret, size_t secret_length, const char *timestamp, const char *body,
+                 char ret_signature[WEBHOOK_SIGNATURE_LENGTH + 1]);
+/* The JSON of an event; allocated. NULL: no memory. */
+char *webhook_body(const char *lake_id, const char *delivery, const struct webhook_event *event);
 
 #endif

@@ -16,18 +16,32 @@ static const struct {
 	const char *name;
 	command_fn *run;
 } commands[] = {
-        {"annotate", command_annotate}, {"branch", command_branch},
-        {"cat", command_cat},           {"cherry-pick", command_cherry_pick},
-        {"commit", command_commit_run}, {"diff", command_diff},
-        {"doctor", command_doctor},     {"du", command_du},
-        {"fsck", command_fsck},         {"gc", command_gc},
-        {"log", command_log},           {"ls", command_ls},
-        {"merge", command_merge},       {"reflog", command_reflog},
-        {"refresh", command_refresh},   {"reset", command_reset},
-        {"restore", command_restore},   {"revert", command_revert},
-        {"show", command_show},         {"stats", command_stats},
-        {"status", command_status},     {"tag", command_tag},
-        {"undo", command_undo},         {"warm", command_warm},
+        {"annotate", command_annotate},
+        {"branch", command_branch},
+        {"cat", command_cat},
+        {"cherry-pick", command_cherry_pick},
+        {"commit", command_commit_run},
+        {"diff", command_diff},
+        {"doctor", command_doctor},
+        {"du", command_du},
+        {"fsck", command_fsck},
+        {"gc", command_gc},
+        {"log", command_log},
+        {"ls", command_ls},
+        {"merge", command_merge},
+        {"protect", command_protect},
+        {"reflog", command_reflog},
+        {"refresh", command_refresh},
+        {"reset", command_reset},
+        {"restore", command_restore},
+        {"revert", command_revert},
+        {"show", command_show},
+        {"stats", command_stats},
+        {"status", command_status},
+        {"tag", command_tag},
+        {"undo", command_undo},
+        {"unprotect", command_unprotect},
+        {"warm", command_warm},
 };
 
 void caller_self(struct caller *ret_caller)
@@ -59,6 +73,12 @@ static bool group_id(const char *name, gid_t *ret_gid)
 		return false;
 	*ret_gid = group.gr_gid;
 	return true;
+}
+
+bool group_known(const char *group)
+{
+	gid_t id;
+	return group_id(group, &id);
 }
 
 bool caller_in_group(const struct caller *caller, const char *group)
@@ -409,6 +429,19 @@ struct ref_rights command_rights(const struct command *command)
 {
 	return (struct ref_rights){.member = is_member,
 	                           .context = (void *)(uintptr_t)command->caller};
+}
+
+void reply_warning(struct command *command, const char *format, ...)
+{
+	cJSON *array = cJSON_GetObjectItemCaseSensitive(command->reply, "warnings");
+	char text[1024];
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	if (!array)
+		array = cJSON_AddArrayToObject(command->reply, "warnings");
+	cJSON_AddItemToArray(array, reply_path_item(text, strlen(text)));
 }
 
 struct merge_side side_of(const struct commit *commit)

@@ -24,6 +24,7 @@ struct caller {
 void caller_self(struct caller *ret_caller);
 /* By the host's databases; false for a group that is NULL or unknown. */
 bool caller_in_group(const struct caller *caller, const char *group);
+bool group_known(const char *group);
 
 /* Where a running command reports to. */
 struct command_output {

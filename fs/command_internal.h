@@ -62,6 +62,8 @@ int command_worktree(struct command *command, const char *argument, struct workt
 int reply_standing(struct command *command, struct worktree *worktree);
 /* What speaks for whatever this caller does: the groups he is in. */
 struct ref_rights command_rights(const struct command *command);
+/* "protection" of `object`, unless there is none. */
+void reply_protection(cJSON *object, const struct protection *protection);
 struct merge_side side_of(const struct commit *commit);
 /* An item of the reply's "warnings". */
 void reply_warning(struct command *command, const char *format, ...)
@@ -78,7 +80,7 @@ void command_event(struct command *command, const struct id *rules,
 command_fn command_branch, command_tag, command_reflog, command_undo;
 command_fn command_log, command_show, command_annotate, command_diff;
 command_fn command_commit_run, command_status, command_restore, command_reset;
-command_fn command_refresh;
+command_fn command_refresh, command_protect, command_unprotect;
 command_fn command_merge, command_revert, command_cherry_pick;
 command_fn command_ls, command_du, command_cat, command_warm;
 command_fn command_gc, command_fsck, command_doctor, command_stats;

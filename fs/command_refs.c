@@ -23,6 +23,9 @@ static int list_ref(void *context, const struct ref *ref)
 		time_format(ref->moves[0].time_ms, time);
 		cJSON_AddStringToObject(object, "moved", time);
 	}
+	if (protection_binds(&ref->protection))
+		cJSON_AddBoolToObject(object, "protected", true);
+	reply_protection(object, &ref->protection);
 	return list_add(list, object);
 }
 
@@ -54,7 +57,9 @@ static int create_ref(struct command *command, enum ref_kind kind)
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "%s create", verb_of(kind));
-	struct ref_author author = {.who = command->caller->name, .command = note};
+	const struct ref_rights rights = command_rights(command);
+	struct ref_author author = {
+	        .who = command->caller->name, .command = note, .rights = &rights};
 	error = ref_create(command->lake->store, kind, name, &commit->self, &author,
 	                   command->message);
 	if (error == -ERR_EXISTS)
@@ -71,8 +76,10 @@ static int delete_ref(struct command *command, enum ref_kind kind)
 {
 	const char *name;
 	CLEANUP(ref_release) struct ref ref = {0};
+	const struct ref_rights rights = command_rights(command);
 	struct ref_author author = {.who = command->caller->name,
-	                            .command = kind == REF_BRANCH ? "branch delete" : "tag delete"};
+	                            .command = kind == REF_BRANCH ? "branch delete" : "tag delete",
+	                            .rights = &rights};
 	int error = argument_required(command, "name", &name);
 	if (!error)
 		error = ref_name_check(name, command->message);
@@ -112,7 +119,9 @@ static int rename_branch(struct command *command)
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "branch rename %s %s", from, to);
-	struct ref_author author = {.who = command->caller->name, .command = note};
+	const struct ref_rights rights = command_rights(command);
+	struct ref_author author = {
+	        .who = command->caller->name, .command = note, .rights = &rights};
 	error = worktree_rename_branch(command->lake->worktrees, from, to, &author,
 	                               command->message);
 	if (error == -ERR_NOT_FOUND)
@@ -201,7 +210,9 @@ int command_reflog(struct command *command)
 static int undo_delete(struct command *command, const char *name)
 {
 	CLEANUP(ref_release) struct ref ref = {0};
-	struct ref_author author = {.who = command->caller->name, .command = "undo branch delete"};
+	const struct ref_rights rights = command_rights(command);
+	struct ref_author author = {
+	        .who = command->caller->name, .command = "undo branch delete", .rights = &rights};
 	int error = ref_restore(command->lake->store, REF_BRANCH, name, &author, command->message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(command->message, error,
@@ -231,9 +242,11 @@ static int undo_move(struct command *command, const struct ref *ref)
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "undo %.200s", last->command);
+	const struct ref_rights rights = command_rights(command);
 	struct move_options options = {.expected = &ref->commit,
 	                               .who = command->caller->name,
 	                               .command = note,
+	                               .rights = &rights,
 	                               .discard = argument_flag(command, "discard")};
 	error = worktree_move(worktree, &last->before, &options, command->message);
 	if (error < 0)

@@ -87,10 +87,12 @@ int command_commit_run(struct command *command)
 		error = argument_meta(command, &meta);
 	if (error < 0)
 		return error;
+	const struct ref_rights rights = command_rights(command);
 	struct commit_options options = {
 	        .author = command->caller->name,
 	        .message = text,
 	        .command = "commit",
+	        .rights = &rights,
 	        .meta = meta.items,
 	        .meta_count = meta.count,
 	        .paths = paths.items,
@@ -147,6 +149,9 @@ int command_status(struct command *command)
 	error = reply_standing(command, worktree);
 	if (error < 0)
 		return error;
+	struct protection protection;
+	worktree_protection(worktree, &protection);
+	reply_protection(command->reply, &protection);
 	error = worktrees_open_files(command->lake->worktrees, worktree_branch(worktree), list_open,
 	                             cJSON_AddArrayToObject(command->reply, "open_for_write"));
 	if (error < 0)
@@ -247,8 +252,10 @@ int command_reset(struct command *command)
 		return error;
 	id_to_hex(&commit->self.id, hex);
 	snprintf(note, sizeof note, "reset %.12s", hex);
+	const struct ref_rights rights = command_rights(command);
 	struct move_options options = {.who = command->caller->name,
 	                               .command = note,
+	                               .rights = &rights,
 	                               .discard = argument_flag(command, "discard")};
 	error = worktree_move(worktree, &commit->self, &options, command->message);
 	if (error < 0)

@@ -696,7 +696,10 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 	        .message = &said,
 	};
 	committing.guessing = !contention_enter(&worktree->contention);
-	int error = path_set_init(&committing.paths, options->paths, options->path_count, &said);
+	int error = worktree_check_move(worktree, options->rights, &said);
+	if (!error)
+		error = path_set_init(&committing.paths, options->paths, options->path_count,
+		                      &said);
 	if (!error)
 		error = packer_new(committing.trees->odb, &committing.packer);
 	if (!error)
@@ -714,5 +717,5 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 		     error_text(error));
 	else if (message)
 		*message = said;
-	return error;
+	return worktree_refused(worktree, error);
 }

@@ -480,12 +480,19 @@ int name_know(struct vfs *vfs, struct node *parent, const char *name, struct kno
 
 /* -- the gate -- */
 
+int node_writable(const struct node *node)
+{
+	struct worktree *worktree = node->scope->worktree;
+	return !worktree || worktree_read_only(worktree) ? -ERR_READ_ONLY : 0;
+}
+
 int gate_enter(const struct node *node)
 {
 	struct worktree *worktree = node->scope->worktree;
-	if (!worktree)
-		return -ERR_READ_ONLY;
-	int result = -ERR_STALE;
+	int result = node_writable(node);
+	if (result < 0)
+		return result;
+	result = -ERR_STALE;
 	for (int i = 0; i < VFS_TRIES && result == -ERR_STALE; i++)
 		result = worktree_enter(worktree, worktree_epoch(worktree));
 	return result == -ERR_NOT_FOUND ? -ERR_STALE : result;

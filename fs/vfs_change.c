@@ -541,10 +541,11 @@ static int setattr(struct vfs *vfs, struct node *node, struct vfs_file *file,
 	rest.which &= ~(unsigned)VFS_SIZE;
 	if (!node->scope)
 		return -ERR_NOT_PERMITTED;
-	if (!node->scope->worktree)
-		return -ERR_READ_ONLY;
+	int result = node_writable(node);
+	if (result < 0)
+		return result;
 	if (change->which & VFS_SIZE) {
-		int result = open_truncate(vfs, node, file, change->size, message);
+		result = open_truncate(vfs, node, file, change->size, message);
 		if (result < 0)
 			return result;
 		if (caller->uid != 0)
@@ -598,9 +599,11 @@ static int xattr_change(struct vfs *vfs, struct node *node, const char *name, st
                         int flags, struct message *message)
 {
 	struct binding binding;
-	int result = 0;
 	if (!node->scope)
 		return -ERR_NOT_PERMITTED;
+	int result = node_writable(node);
+	if (result < 0)
+		return result;
 	nodes_lock(vfs->nodes);
 	bool orphan = node->orphan != NULL;
 	if (orphan)

@@ -82,7 +82,9 @@ int node_stat(struct vfs *vfs, struct node *node, const struct inode *inode, str
 /* Look `name` up: everything about it. */
 int name_know(struct vfs *vfs, struct node *parent, const char *name, struct known *ret_known,
               struct message *message);
-/* The gate of the node's working tree. -ERR_READ_ONLY for views, -ERR_STALE: branch deleted. */
+/* 0, or -ERR_READ_ONLY: a view, or a protected branch. The node has a scope. */
+int node_writable(const struct node *node);
+/* The gate of the node's working tree. -ERR_READ_ONLY as above, -ERR_STALE: branch deleted. */
 int gate_enter(const struct node *node);
 void gate_leave(const struct node *node);
 

@@ -214,11 +214,12 @@ static int write_state(struct vfs *vfs, struct node *node, struct open_state *st
                        uint64_t *ret_number, struct message *message)
 {
 	*ret_number = 0;
-	if (!node->scope->worktree)
-		return -ERR_READ_ONLY;
+	int result = node_writable(node);
+	if (result < 0)
+		return result;
 	if (node_detached(vfs, node))
 		return orphan_write_state(vfs, node, state, truncate, message);
-	int result = gate_enter(node);
+	result = gate_enter(node);
 	if (result < 0)
 		return result;
 	struct binding binding;
@@ -544,6 +545,9 @@ ssize_t vfs_write(struct vfs *vfs, struct vfs_file *file, const void *bytes, siz
 {
 	if (!file->state || !file->writes)
 		return error_system(EBADF);
+	int result = node_writable(file->node);
+	if (result < 0)
+		return result;
 	ssize_t written = file_data_write(file->state->data, bytes, length, offset, message);
 	if (written >= 0 && file->state->privileged && caller->uid != 0)
 		attributes_set(vfs, file->node, &(struct vfs_change){.which = VFS_DROP_PRIVILEGES},
@@ -556,7 +560,9 @@ int vfs_allocate(struct vfs *vfs, struct vfs_file *file, int mode, uint64_t offs
 {
 	if (!file->state || !file->writes)
 		return error_system(EBADF);
-	return file_data_allocate(file->state->data, mode, offset, length, message);
+	int result = node_writable(file->node);
+	return result < 0 ? result
+	                  : file_data_allocate(file->state->data, mode, offset, length, message);
 }
 
 int vfs_seek(struct vfs *vfs, struct vfs_file *file, uint64_t offset, int whence,

@@ -435,6 +435,8 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 		head = ref.commit;
 		worktree->seen_etag = ref.etag;
 		worktree->seen_head = ref.commit;
+		if (r == 0)
+			worktree_note_protection(worktree, &ref.protection);
 	}
 	if (r != 0)
 		return r;

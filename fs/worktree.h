@@ -104,6 +104,12 @@ struct standing {
 };
 void standing_release(struct standing *standing);
 int worktree_standing(struct worktree *worktree, struct standing *ret_standing);
+/* How the branch is protected, as last seen. */
+void worktree_protection(struct worktree *worktree, struct protection *ret_protection);
+/* Nobody can commit what is written here (protection_read_only), so nobody may write it. Cheap, but
+ * for the first time for a working tree with uncommitted changes, which asks the store; while that
+ * is away, nothing is forbidden that is not known to be. Not between enter and leave. */
+bool worktree_read_only(struct worktree *worktree);
 void worktree_unref(struct worktree *worktree);
 const char *worktree_branch(const struct worktree *worktree);
 /* The commit it is based on; the caller frees. */
@@ -287,7 +293,8 @@ struct move_options {
 int worktree_move(struct worktree *worktree, const struct pointer *commit,
                   const struct move_options *options, struct message *message);
 /* Make `paths` (and below) as in `from` (a commit's tree; NULL: the base): uncommitted changes
- * there are gone, differences become uncommitted changes. Unknown paths: -ERR_NOT_FOUND. */
+ * there are gone, differences become uncommitted changes. Unknown paths: -ERR_NOT_FOUND; `from`
+ * while the branch is read-only: -ERR_REFUSED. */
 int worktree_restore(struct worktree *worktree, const struct commit *from, const char *const *paths,
                      size_t path_count, uint64_t *ret_changed, struct message *message);
 /* The branch itself: its working tree goes with it (-ERR_BUSY while files are open for writing;

@@ -92,6 +92,24 @@ static void retry_after(struct worktree *worktree, int64_t took_ms)
 	        clock_monotonic_ms() + (pause_ms < RETRY_MS_MAX ? pause_ms : RETRY_MS_MAX);
 }
 
+/* -- protection -- */
+
+void worktree_note_protection(struct worktree *worktree, const struct protection *protection)
+{
+	pthread_mutex_lock(&worktree->trees->table_lock);
+	worktree->protection = *protection;
+	worktree->read_only = protection_read_only(protection);
+	worktree->protection_seen = true;
+	pthread_mutex_unlock(&worktree->trees->table_lock);
+}
+
+void worktree_protection(struct worktree *worktree, struct protection *ret_protection)
+{
+	pthread_mutex_lock(&worktree->trees->table_lock);
+	*ret_protection = worktree->protection;
+	pthread_mutex_unlock(&worktree->trees->table_lock);
+}
+
 /* -- the branch is gone -- */
 
 static void tell_gone(struct worktree *worktree)
@@ -368,6 +386,7 @@ static int look(struct worktree *worktree, const struct worktree_view *view, boo
 	if (r > 0) {
 		worktree->seen_etag = ref.etag;
 		worktree->seen_head = ref.commit;
+		worktree_note_protection(worktree, &ref.protection);
 	}
 	return come_along(worktree, view, haste, message);
 }
@@ -449,4 +468,41 @@ int worktree_catch_up(struct worktree *worktree, struct message *message)
 	    clock_monotonic_ms() - worktree->refreshed_ms < trees->refresh_ms)
 		return 0;
 	return worktree_look(worktree, NULL, 0, message);
+}
+
+bool worktree_read_only(struct worktree *worktree)
+{
+	struct worktrees *trees = worktree->trees;
+	int64_t asked_ms = worktree->protection_asked_ms;
+	bool unknown = !worktree->protection_seen && !worktree->gone && !trees->away &&
+	               (!asked_ms || clock_monotonic_ms() - asked_ms >= REFRESH_INTERVAL_MS);
+	if (unknown && pthread_mutex_trylock(&worktree->refresh_lock) == 0) {
+		CLEANUP(ref_release) struct ref ref = {0};
+		if (ref_read_known(odb_store(trees->odb), REF_BRANCH, worktree->branch, &ref,
+		                   NULL) == 0)
+			worktree_note_protection(worktree, &ref.protection);
+		worktree->protection_asked_ms = clock_monotonic_ms();
+		pthread_mutex_unlock(&worktree->refresh_lock);
+	}
+	return worktree->read_only;
+}
+
+int worktree_check_move(struct worktree *worktree, const struct ref_rights *rights,
+                        struct message *message)
+{
+	struct protection protection;
+	const char *branch = worktree_branch(worktree);
+	worktree_protection(worktree, &protection);
+	if (protection_check(&protection, branch, rights, NULL) == 0)
+		return 0;
+	int error = worktree_refresh(worktree, message);
+	worktree_protection(worktree, &protection);
+	return error ? error : protection_check(&protection, branch, rights, message);
+}
+
+int worktree_refused(struct worktree *worktree, int error)
+{
+	if (error == -ERR_REFUSED && !worktree->read_only)
+		(void)worktree_refresh(worktree, NULL);
+	return error;
 }

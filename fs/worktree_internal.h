@@ -117,11 +117,15 @@ struct worktree {
 	/* guarded by refresh_lock: */
 	struct etag seen_etag; /* the ref as last seen; empty: never */
 	struct pointer seen_head;
-	struct id tried_head;     /* collisions were found with this one, */
-	uint64_t tried_commits;   /* which is so many commits ahead, */
-	bool tried_counted;       /* unless one of them could not be read, */
-	int64_t retry_ms;         /* and are not looked for again before (monotonic) */
-	struct standing standing; /* table_lock */
+	struct id tried_head;         /* collisions were found with this one, */
+	uint64_t tried_commits;       /* which is so many commits ahead, */
+	bool tried_counted;           /* unless one of them could not be read, */
+	int64_t retry_ms;             /* and are not looked for again before (monotonic) */
+	struct standing standing;     /* table_lock */
+	struct protection protection; /* as last seen; table_lock */
+	/* Without a lock, as mutations ask: what `protection` comes to; has the ref been seen? */
+	_Atomic bool read_only, protection_seen;
+	_Atomic int64_t protection_asked_ms; /* by who wanted to write; monotonic */
 
 	/* See "Locks" for who may read and write these. */
 	_Atomic uint64_t overlay; /* look-ups read it without a lock: stale is as good as early */
@@ -165,6 +169,15 @@ int worktrees_used(struct worktrees *trees, struct worktree ***ret_used, size_t 
  * that a listing begun at `epoch` had. */
 int worktree_look(struct worktree *worktree, const struct etag *listed, uint64_t epoch,
                   struct message *message);
+/* The branch's ref was seen to be so protected. */
+void worktree_note_protection(struct worktree *worktree, const struct protection *protection);
+/* -ERR_REFUSED when what was seen of the branch forbids a move with `rights`, and looking again
+ * says the same; before work is done for a move that the ref will refuse. */
+int worktree_check_move(struct worktree *worktree, const struct ref_rights *rights,
+                        struct message *message);
+/* A move ended with `error`, which is returned: when the ref refused it, what protects the branch
+ * is news here. The gate is open. */
+int worktree_refused(struct worktree *worktree, int error);
 
 /* -- a working tree, for whoever moves it -- */
 int worktrees_read_commit(struct worktrees *trees, const struct pointer *pointer,

@@ -194,7 +194,9 @@ int worktree_move(struct worktree *worktree, const struct pointer *commit,
 	        .options = options,
 	        .message = &said,
 	};
-	int error = commit_read(moving.trees->odb, commit, &moving.target, &said);
+	int error = worktree_check_move(worktree, options->rights, &said);
+	if (!error)
+		error = commit_read(moving.trees->odb, commit, &moving.target, &said);
 	if (!error)
 		error = worktree_close_gate(worktree);
 	if (!error) {
@@ -210,7 +212,7 @@ int worktree_move(struct worktree *worktree, const struct pointer *commit,
 	} else if (message) {
 		*message = said;
 	}
-	return error;
+	return worktree_refused(worktree, error);
 }
 
 /* -- deleting -- */

@@ -580,6 +580,14 @@ int worktree_restore(struct worktree *worktree, const struct commit *from, const
 	        .message = message,
 	};
 	int error = path_set_init(&set, paths, path_count, message);
+	/* What nobody could commit; throwing changes away is another matter. */
+	if (!error && from && worktree_read_only(worktree))
+		error = worktree_refresh(worktree, message);
+	if (!error && from && worktree_read_only(worktree))
+		error = fail(message, -ERR_REFUSED,
+		             "%s is protected: no direct writes; make a branch (`lakectl branch "
+		             "create NAME %s`), restore there and publish it",
+		             worktree_branch(worktree), worktree_branch(worktree));
 	if (!error)
 		error = worktree_close_gate(worktree);
 	if (error)

@@ -5,7 +5,12 @@
 
 bool protection_any(const struct protection *protection)
 {
-	return protection->flags || protection->publishers[0] || !id_is_zero(&protection->rules);
+	return protection_binds(protection) || !id_is_zero(&protection->rules);
+}
+
+bool protection_binds(const struct protection *protection)
+{
+	return protection->flags || protection->publishers[0];
 }
 
 bool protection_equal(const struct protection *a, const struct protection *b)

@@ -22,7 +22,8 @@ struct protection {
 	char publishers[PUBLISHERS_MAX + 1]; /* a group of the host's; empty: anybody */
 	struct id rules;                     /* object rules/<hex>; zero: none */
 };
-bool protection_any(const struct protection *protection); /* rules alone count */
+bool protection_any(const struct protection *protection);   /* rules alone count, */
+bool protection_binds(const struct protection *protection); /* but forbid nothing */
 bool protection_equal(const struct protection *a, const struct protection *b);
 /* Of working trees: nobody can commit what is written there. */
 bool protection_read_only(const struct protection *protection);

@@ -79,8 +79,9 @@ static const char *paint(const struct renderer *renderer, const char *color)
 
 static void row_ref(struct renderer *renderer, const cJSON *item)
 {
-	printf("%-24s %s%.12s%s  %s\n", text_of(item, "name"), paint(renderer, YELLOW),
-	       text_of(item, "commit"), paint(renderer, PLAIN), text_of(item, "moved"));
+	printf("%-24s %s%.12s%s  %s%s\n", text_of(item, "name"), paint(renderer, YELLOW),
+	       text_of(item, "commit"), paint(renderer, PLAIN), text_of(item, "moved"),
+	       flag_of(item, "protected") ? "  protected" : "");
 }
 
 static void row_move(struct renderer *renderer, const cJSON *item)
@@ -234,6 +235,11 @@ static void row_data(struct renderer *renderer, const cJSON *item)
 		fwrite(bytes, 1, digits / 2, stdout);
 }
 
+static void row_warning(struct renderer *renderer, const cJSON *item)
+{
+	fprintf(stderr, "lakectl: warning: %s\n", cJSON_IsString(item) ? item->valuestring : "");
+}
+
 static void row_problem(struct renderer *renderer, const cJSON *item)
 {
 	printf("%s%s%s %s: %s\n", paint(renderer, RED), text_of(item, "what"),
@@ -254,7 +260,7 @@ static const struct {
         {"branches", row_ref},        {"tags", row_ref},           {"moves", row_move},
         {"commits", row_commit},      {"changes", row_change},     {"entries", row_entry},
         {"open_for_write", row_open}, {"conflicts", row_conflict}, {"data", row_data},
-        {"problems", row_problem},    {"checks", row_check},
+        {"problems", row_problem},    {"checks", row_check},       {"warnings", row_warning},
 };
 
 void render_item(struct renderer *renderer, const char *list, const cJSON *item)
@@ -279,6 +285,19 @@ static void sum_branch(struct renderer *renderer, const cJSON *reply)
 		printf("renamed %s to %s\n", text_of(reply, "renamed_from"), name);
 	else
 		printf("created %s at %.12s\n", name, text_of(reply, "commit"));
+}
+
+static void sum_protect(struct renderer *renderer, const cJSON *reply)
+{
+	const cJSON *protection = cJSON_GetObjectItemCaseSensitive(reply, "protection");
+	const char *publishers = text_of(protection, "publishers");
+	if (renderer->quiet)
+		return;
+	printf("%s is %sprotected%s%s", text_of(reply, "branch"),
+	       flag_of(reply, "protected") ? "" : "not ",
+	       flag_of(protection, "no_direct_writes") ? "; no direct writes" : "",
+	       flag_of(protection, "require_audits") ? "; audits must pass" : "");
+	printf(publishers[0] ? "; published by group %s\n" : "\n", publishers);
 }
 
 static const char *plural(double count)
@@ -362,12 +381,29 @@ static void print_standing(struct renderer *renderer, const cJSON *reply)
 	       "them, and change them again\n");
 }
 
+/* What a protected branch is good for, and what becomes of changes from before. */
+static void print_read_only(struct renderer *renderer, const cJSON *reply, bool changes)
+{
+	const cJSON *protection = cJSON_GetObjectItemCaseSensitive(reply, "protection");
+	const char *branch = text_of(reply, "branch");
+	if (!flag_of(protection, "read_only"))
+		return;
+	printf("%s%s is protected%s: read-only. `lakectl branch create NAME %s`, change that, "
+	       "`lakectl publish NAME --into %s`\n",
+	       paint(renderer, YELLOW), branch, paint(renderer, PLAIN), branch, branch);
+	if (changes)
+		printf("These changes are from before and cannot be committed here: copy them to "
+		       "such a branch, then `lakectl restore %s -- .` throws them away\n",
+		       branch);
+}
+
 static void sum_status(struct renderer *renderer, const cJSON *reply)
 {
 	if (renderer->quiet)
 		return;
 	print_standing(renderer, reply);
 	uint64_t changes = renderer->added + renderer->removed + renderer->modified;
+	print_read_only(renderer, reply, changes > 0);
 	if (changes)
 		printf("%s, based on %.12s: %llu uncommitted change%s\n", text_of(reply, "branch"),
 		       text_of(reply, "base"), (unsigned long long)changes,
@@ -471,15 +507,16 @@ static const struct {
 	void (*before)(struct renderer *renderer, const cJSON *reply);
 	void (*after)(struct renderer *renderer, const cJSON *reply);
 } summaries[] = {
-        {"branch", NULL, sum_branch}, {"tag", NULL, sum_branch},
-        {"commit", NULL, sum_commit}, {"merge", NULL, sum_merge},
-        {"revert", NULL, sum_moved},  {"cherry-pick", NULL, sum_moved},
-        {"diff", NULL, sum_diff},     {"status", NULL, sum_status},
-        {"reset", NULL, sum_moved},   {"restore", NULL, sum_moved},
-        {"undo", NULL, sum_moved},    {"refresh", NULL, sum_refresh},
-        {"du", NULL, sum_du},         {"fsck", NULL, sum_fsck},
-        {"gc", NULL, sum_gc},         {"stats", NULL, sum_stats},
-        {"show", sum_show, NULL},     {"warm", NULL, sum_warm},
+        {"branch", NULL, sum_branch},   {"tag", NULL, sum_branch},
+        {"commit", NULL, sum_commit},   {"merge", NULL, sum_merge},
+        {"revert", NULL, sum_moved},    {"cherry-pick", NULL, sum_moved},
+        {"diff", NULL, sum_diff},       {"status", NULL, sum_status},
+        {"reset", NULL, sum_moved},     {"restore", NULL, sum_moved},
+        {"undo", NULL, sum_moved},      {"refresh", NULL, sum_refresh},
+        {"du", NULL, sum_du},           {"fsck", NULL, sum_fsck},
+        {"gc", NULL, sum_gc},           {"stats", NULL, sum_stats},
+        {"show", sum_show, NULL},       {"warm", NULL, sum_warm},
+        {"protect", NULL, sum_protect}, {"unprotect", NULL, sum_protect},
 };
 
 void render_reply(struct renderer *renderer, const cJSON *reply)

@@ -192,6 +192,27 @@ const struct subcommand subcommands[] = {
          .words = {{"branch", WORD_BRANCH}},
          .options = {{0, "discard", "discard", OPTION_FLAG, NULL,
                       "throw uncommitted changes away"}}},
+        {.name = "protect",
+         .usage = "BRANCH [--no-direct-writes] [--require-audits] [--publishers GROUP]",
+         .summary = "say what it takes to move a branch, on every host",
+         .text = "Without an option: --no-direct-writes. The options replace those given before. "
+                 "The\n"
+                 "branch is then published to (`lakectl publish`); with --no-direct-writes or\n"
+                 "--require-audits its directory is read-only. Only root and the owner of the "
+                 "lake's\n"
+                 "directory may.",
+         .words = {{"branch", WORD_REQUIRED}},
+         .options = {{0, "no-direct-writes", "no_direct_writes", OPTION_FLAG, NULL,
+                      "it moves to merges that were prepared elsewhere, no other way"},
+                     {0, "require-audits", "require_audits", OPTION_FLAG, NULL,
+                      "it moves to what has passed every audit"},
+                     {0, "publishers", "publishers", OPTION_STRING, "GROUP",
+                      "only members of this group of the host may move it"}}},
+        {.name = "unprotect",
+         .usage = "BRANCH",
+         .summary = "lift what protect said",
+         .text = "Audits and webhooks stay configured. Of a deleted branch the name becomes free.",
+         .words = {{"branch", WORD_REQUIRED}}},
         {.name = "refresh",
          .usage = "[BRANCH]",
          .summary = "look at the store for a branch's newest commit now",

@@ -131,6 +131,9 @@ install: all
 	install -m 644 packaging/man/laked.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -D -m 644 packaging/completions/lakectl.bash \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lakectl
+	install -d $(DESTDIR)$(PREFIX)/share/lake/audits
+	install -m 755 $(filter-out %.md %.py,$(wildcard packaging/audits/[a-z]*)) $(DESTDIR)$(PREFIX)/share/lake/audits
+	install -m 644 packaging/audits/lake_audit.py packaging/audits/README.md $(DESTDIR)$(PREFIX)/share/lake/audits
 
 clean:
 	rm -rf build/bin build/sanitize-* build/fuzz build/liblake.a $(addprefix build/,$(FOLDERS) tools tests)

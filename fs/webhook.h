@@ -57,7 +57,8 @@ struct webhook_event {
  * the message says why. Errors: not spooled, or given up (-ERR_REFUSED, by the receiver). */
 int webhook_send(struct webhooks *webhooks, const struct webhook_rule *rule,
                  const struct webhook_event *event, int64_t deadline_ms, struct message *message);
-/* One attempt now, without the spool: the HTTP status, or an error with a message. */
+/* One attempt now, without the spool: the HTTP status (with a message unless it was taken), or an
+ * error: no answer. */
 int webhook_try(struct webhooks *webhooks, const struct webhook_rule *rule,
                 const struct webhook_event *event, struct message *message);
 /* Why `rule` cannot be used on this host: its secret file, its URL. 0: it can. */

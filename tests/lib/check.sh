@@ -44,7 +44,7 @@ homes() {
 	local rule
 	for rule in 'lmdb.h>:store/kv.c' 'curl/:store/object_s3' 'fuse_lowlevel.h>:fs/fuse_' \
 		'fuse3/:fs/fuse_' 'openssl/:store/base.c store/hash.c store/s3_sign' 'zstd.h>:store/codec.c' \
-		'expat.h>:store/s3_xml.c' 'cjson/:fs/command fs/control fs/lake.c store/s3_credentials.c tools/'; do
+		'expat.h>:store/s3_xml.c' 'cjson/:fs/command fs/control fs/json fs/lake.c store/s3_credentials.c tools/'; do
 		local what=${rule%%:*} pattern
 		pattern=$(printf '%s' "${rule#*:}" | sed 's/ /|/g')
 		grep -Hn "#include <.*$what" {store,cache,refs,fs,tools}/*.[ch] 2>/dev/null |

@@ -3,6 +3,7 @@
  * and their long lists are written.
  */
 #include "fs/command_internal.h"
+#include "fs/json.h"
 
 #include <errno.h>
 #include <grp.h>
@@ -182,26 +183,6 @@ void reply_id(cJSON *object, const char *name, const struct id *id)
 	char hex[ID_HEX + 1];
 	id_to_hex(id, hex);
 	cJSON_AddStringToObject(object, name, hex);
-}
-
-/* Length of the valid UTF-8 sequence at `at` (RFC 3629), 0 when there is none. */
-static size_t utf8_length(const unsigned char *at, size_t left)
-{
-	unsigned char first = at[0];
-	size_t length = first < 0x80   ? 1
-	                : first < 0xc2 ? 0
-	                : first < 0xe0 ? 2
-	                : first < 0xf0 ? 3
-	                               : 4;
-	if (!length || first > 0xf4 || length > left)
-		return 0;
-	for (size_t i = 1; i < length; i++)
-		if ((at[i] & 0xc0) != 0x80)
-			return 0;
-	if ((first == 0xe0 && at[1] < 0xa0) || (first == 0xed && at[1] > 0x9f) ||
-	    (first == 0xf0 && at[1] < 0x90) || (first == 0xf4 && at[1] > 0x8f))
-		return 0;
-	return length;
 }
 
 void reply_path(cJSON *object, const char *name, const char *path, size_t length)

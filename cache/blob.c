@@ -158,18 +158,28 @@ int blob_open(struct blob *blob, struct message *message)
 	return 0;
 }
 
-void blob_finish(struct blob *blob)
+/* True when the file is in recent/ now. When it is not needed there, or cannot be renamed, the
+ * struct's descriptor still serves its readers; the name in partial/ is of no more use. */
+static bool place_complete(struct blob *blob)
 {
 	struct cache *cache = blob->cache;
 	char hex[ID_HEX + 1];
 	id_to_hex(&blob->id, hex);
-	int renamed = renameat2(cache->partials, blob->partial_name, cache->recents, hex,
-	                        RENAME_NOREPLACE);
-	/* When it was adopted meanwhile, or cannot be renamed, this struct's descriptor still
-	 * serves its readers; the name in partial/ is of no more use. */
-	bool placed = renamed == 0 || errno == EEXIST;
-	if (renamed < 0)
-		unlinkat(cache->partials, blob->partial_name, 0);
+	pthread_mutex_lock(&cache->table_lock);
+	bool needed = !blob->superseded;
+	pthread_mutex_unlock(&cache->table_lock);
+	if (needed && renameat2(cache->partials, blob->partial_name, cache->recents, hex,
+	                        RENAME_NOREPLACE) == 0)
+		return true;
+	bool there = needed && errno == EEXIST;
+	unlinkat(cache->partials, blob->partial_name, 0);
+	return there;
+}
+
+void blob_finish(struct blob *blob)
+{
+	struct cache *cache = blob->cache;
+	bool placed = place_complete(blob);
 
 	pthread_mutex_lock(&blob->lock);
 	uint64_t bytes = blob->disk_bytes;

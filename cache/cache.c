@@ -230,6 +230,8 @@ static void make_idle(struct blob *blob)
 static struct blob *retire(struct cache *cache, struct blob *blob)
 {
 	struct blob *dropped = NULL;
+	if (blob->superseded)
+		return blob;
 	if (blob->complete || blob->unwanted || !blob->present.count) {
 		dropped = blob;
 	} else {
@@ -244,6 +246,26 @@ static struct blob *retire(struct cache *cache, struct blob *blob)
 	if (dropped)
 		HASH_DELETE(hh, cache->table, dropped);
 	return dropped;
+}
+
+/* Readers of the partial one go on with it; jobs alone would keep it in the table for as long as
+ * they run, and others that read it for as long as they like. */
+void supersede(struct cache *cache, const struct id *id)
+{
+	struct blob *dropped = NULL;
+	pthread_mutex_lock(&cache->table_lock);
+	struct blob *blob = find_blob(cache, id);
+	if (blob && !blob->complete) {
+		HASH_DELETE(hh, cache->table, blob);
+		blob->superseded = true;
+		if (blob->references == 0) {
+			leave_idle(cache, blob);
+			dropped = blob;
+		}
+	}
+	pthread_mutex_unlock(&cache->table_lock);
+	if (dropped)
+		blob_free(dropped);
 }
 
 void blob_hold(struct blob *blob)
@@ -344,6 +366,7 @@ int cache_adopt(struct cache *cache, const struct content *content, const char *
 		return fail(message, error_system(errno), "cannot move '%s' to %s/recent: %s", path,
 		            cache->path, strerror(errno));
 	}
+	supersede(cache, id);
 	if (!used_lately(&status))
 		(void)utimensat(cache->recents, name, used_now, 0);
 	/* Without memory for the entry the file waits in recent/ for the next opening. */
@@ -370,18 +393,19 @@ int cache_adopt_synced(struct cache *cache, const struct content *content, const
 	if (recent_has(cache, &content->pointer.id))
 		return remove_known(path, message);
 	shard_path(&content->pointer.id, blob_path);
+	pthread_mutex_lock(&cache->scan_lock);
 	error = durable_place(cache, AT_FDCWD, path, blob_path, RENAME_NOREPLACE);
+	if (!error)
+		evict_count_adopted(cache, &content->pointer.id, disk_bytes_of(&status));
+	pthread_mutex_unlock(&cache->scan_lock);
 	if (error == -ERR_EXISTS)
 		return remove_known(path, message);
 	if (error)
 		return fail(message, error, "cannot move '%s' to %s/blobs: %s", path, cache->path,
 		            error_text(error));
+	supersede(cache, &content->pointer.id);
 	if (!used_lately(&status))
 		(void)utimensat(cache->blobs, blob_path, used_now, 0);
-	pthread_mutex_lock(&cache->table_lock);
-	cache->durable_count++;
-	cache->durable_bytes += disk_bytes_of(&status);
-	pthread_mutex_unlock(&cache->table_lock);
 	evict_before(cache, 0);
 	return 0;
 }
@@ -410,6 +434,7 @@ static void cache_free(struct cache *cache)
 	close_descriptor(&cache->partials);
 	pthread_mutex_destroy(&cache->table_lock);
 	pthread_mutex_destroy(&cache->maintenance);
+	pthread_mutex_destroy(&cache->scan_lock);
 	pthread_mutex_destroy(&cache->keeper_lock);
 	pthread_cond_destroy(&cache->keeper_wake);
 	pool_free(cache->pool);
@@ -467,6 +492,7 @@ static int cache_new(const char *directory, struct odb *odb, const struct cache_
 		cache->fetch_bytes_max = FETCH_BYTES_MAX_MIN;
 	pthread_mutex_init(&cache->table_lock, NULL);
 	pthread_mutex_init(&cache->maintenance, NULL);
+	pthread_mutex_init(&cache->scan_lock, NULL);
 	pthread_mutex_init(&cache->keeper_lock, NULL);
 	pthread_condattr_t attributes;
 	pthread_condattr_init(&attributes);

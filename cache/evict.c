@@ -39,7 +39,6 @@ struct candidates {
 	struct candidate *items;
 	size_t count;
 	size_t capacity;
-	uint64_t durable_count, durable_bytes; /* everything seen in blobs/ */
 };
 
 static void sift_down(struct candidates *heap, size_t at)
@@ -103,8 +102,8 @@ static void see_durable(struct cache *cache, int directory, const char *name, co
 	struct stat status;
 	if (!id || fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) < 0)
 		return;
-	heap->durable_count++;
-	heap->durable_bytes += disk_bytes_of(&status);
+	cache->scan_count++;
+	cache->scan_bytes += disk_bytes_of(&status);
 	struct candidate candidate = {used_ms_of(&status), disk_bytes_of(&status), *id,
 	                              HOME_DURABLE};
 	consider(heap, &candidate);
@@ -113,18 +112,38 @@ static void see_durable(struct cache *cache, int directory, const char *name, co
 /* False when it was interrupted by closing. */
 static bool see_all_durable(struct cache *cache, struct candidates *heap)
 {
-	for (unsigned shard = 0; shard < SHARDS; shard++) {
+	pthread_mutex_lock(&cache->scan_lock);
+	cache->scan_count = cache->scan_bytes = 0;
+	while (cache->scanned < SHARDS && !cache->closing) {
 		char path[3];
-		if (cache->closing)
-			return false;
-		snprintf(path, sizeof(path), "%02x", shard);
+		snprintf(path, sizeof(path), "%02x", cache->scanned);
 		(void)each_name(cache, cache->blobs, path, see_durable, heap);
+		cache->scanned++;
+		pthread_mutex_unlock(&cache->scan_lock); /* let adopters in */
+		pthread_mutex_lock(&cache->scan_lock);
+	}
+	bool whole = cache->scanned == SHARDS;
+	cache->scanned = 0;
+	pthread_mutex_lock(&cache->table_lock);
+	if (whole) {
+		cache->durable_count = cache->scan_count;
+		cache->durable_bytes = cache->scan_bytes;
+	}
+	pthread_mutex_unlock(&cache->table_lock);
+	pthread_mutex_unlock(&cache->scan_lock);
+	return whole;
+}
+
+void evict_count_adopted(struct cache *cache, const struct id *id, uint64_t bytes)
+{
+	if (id->bytes[0] < cache->scanned) {
+		cache->scan_count++;
+		cache->scan_bytes += bytes;
 	}
 	pthread_mutex_lock(&cache->table_lock);
-	cache->durable_count = heap->durable_count;
-	cache->durable_bytes = heap->durable_bytes;
+	cache->durable_count++;
+	cache->durable_bytes += bytes;
 	pthread_mutex_unlock(&cache->table_lock);
-	return true;
 }
 
 static void see_recent(struct cache *cache, struct candidates *heap)

@@ -27,8 +27,9 @@
  * freed. So a job may use its blob, descriptors included, until it gives its reference back,
  * without having to know whether anybody still reads the file.
  *
- * Locks, in order; none but `maintenance` is held across the disk, none across the store:
+ * Locks, in order; none but the first two is held across the disk, none across the store:
  *   maintenance  one scan, sync or eviction at a time. Taken by readers only when there is no room.
+ *   scan_lock    what the struct says.
  *   blob->lock   what the struct says.
  *   table_lock   what the struct says.
  *   pool->lock   the queues and the budget; a leaf.
@@ -92,6 +93,7 @@ struct blob {
 	/* table_lock */
 	UT_hash_handle hh;
 	struct blob *prev, *next; /* in idle: partial, no references */
+	bool superseded;          /* not in the table any more: a complete file came beside it */
 	unsigned references;
 	_Atomic unsigned
 	        users; /* of these, handles given out; also read without the lock, as a hint */
@@ -151,6 +153,11 @@ struct cache {
 	pthread_mutex_t maintenance;     /* see above; guards nothing but its own passes */
 	_Atomic int64_t futile_until_ms; /* an eviction found nothing: do not scan again before */
 
+	pthread_mutex_t scan_lock; /* guards what follows; held while a file gets into blobs/ by
+	                            * adoption, or a scan sees one of its directories */
+	unsigned scanned;          /* by the scan under way: directories below this */
+	uint64_t scan_count, scan_bytes; /* what it saw there, and what came there since */
+
 	pthread_t keeper;            /* scans, syncs and evicts in the background */
 	pthread_mutex_t keeper_lock; /* guards keeper_wanted; leaf */
 	pthread_cond_t keeper_wake;
@@ -174,6 +181,10 @@ int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *
 /* One more reference for somebody who has one, or holds the blob's lock with one in blob->jobs. */
 void blob_hold(struct blob *blob);
 void blob_release(struct blob *blob);
+
+/* A complete file of this content was put into place by somebody else than its blob: whoever asks
+ * from now on gets that. */
+void supersede(struct cache *cache, const struct id *id);
 
 /* -- blob.c -- */
 /* A blob without references, not opened, not in the table. */
@@ -226,6 +237,8 @@ bool evict_for_ahead(struct cache *cache, uint64_t bytes);
 void evict_before(struct cache *cache, uint64_t bytes);
 /* The disk is full: free at least `bytes` if possible. True when something was freed. */
 bool evict_now(struct cache *cache, uint64_t bytes);
+/* A file has come into blobs/ under scan_lock: count it, once, though a scan may be under way. */
+void evict_count_adopted(struct cache *cache, const struct id *id, uint64_t bytes);
 /* Count what is in blobs/ (once, by the keeper). */
 void evict_count(struct cache *cache);
 /* Evict down to the lower mark when above the upper one. */

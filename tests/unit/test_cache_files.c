@@ -38,6 +38,14 @@ static unsigned names_in(const char *directory, const char *below)
 	return (unsigned)atoi(line);
 }
 
+/* What runs for a blob ends after its last handle. */
+static void wait_for_no_parts(struct world *world)
+{
+	for (int i = 0; i < 1000 && names_in(world->cache_path, "partial") > 0; i++)
+		usleep(10000);
+	assert_int_equal(names_in(world->cache_path, "partial"), 0);
+}
+
 static void kill_keeps_whole_files_and_power_cut_only_synced_ones(void **state)
 {
 	struct world *world = *state;
@@ -175,18 +183,47 @@ static void adopting_what_is_being_read_in_parts(void **state)
 	blob_unref(blob);
 	assert_int_equal(stats_of(world).blobs, 1);
 	assert_int_equal(names_in(world->cache_path, "partial"), 0);
-	/* Idle parts give way to the whole. */
-	struct content second = store_bytes(world, bytes + 1, 2 * MIB);
-	assert_int_equal(cache_get(world->cache, &second, &blob, &world->message), 0);
-	assert_int_equal(blob_ensure(blob, 0, 10, &world->message), 0);
-	blob_unref(blob);
-	write_local(path, bytes + 1, 2 * MIB);
-	assert_int_equal(cache_adopt(world->cache, &second, path, &world->message), 0);
-	assert_int_equal(cache_get(world->cache, &second, &blob, &world->message), 0);
+	free(bytes);
+}
+
+/* Whether parts are idle (i: 0), or somebody still reads them. */
+static void give_way_to_the_whole(struct world *world, const uint8_t *bytes, size_t length,
+                                  unsigned i)
+{
+	char path[128];
+	struct blob *blob, *reader;
+	struct content content = store_bytes(world, bytes, length);
+	assert_int_equal(cache_get(world->cache, &content, &reader, &world->message), 0);
+	assert_int_equal(blob_ensure(reader, 0, 10, &world->message), 0);
+	if (i == 0)
+		blob_unref(steal(&reader));
+	snprintf(path, sizeof(path), "%s/staged", world->directory);
+	write_local(path, bytes, length);
+	if (i < 2)
+		assert_int_equal(cache_adopt(world->cache, &content, path, &world->message), 0);
+	else
+		assert_int_equal(cache_adopt_synced(world->cache, &content, path, &world->message),
+		                 0);
+	assert_int_equal(cache_get(world->cache, &content, &blob, &world->message), 0);
 	assert_true(blob_complete(blob));
-	assert_blob_bytes(blob, bytes + 1, 2 * MIB, 0);
+	assert_blob_bytes(blob, bytes, length, 0);
+	if (reader) {
+		assert_int_equal(blob_ensure(reader, 0, length, &world->message), 0);
+		assert_blob_bytes(reader, bytes, length, 0);
+	}
+	blob_unref(reader);
+	assert_blob_bytes(blob, bytes, length, 0);
 	blob_unref(blob);
-	assert_int_equal(names_in(world->cache_path, "partial"), 0);
+	wait_for_no_parts(world);
+}
+
+static void whoever_opens_after_an_adoption_gets_the_whole(void **state)
+{
+	struct world *world = *state;
+	uint8_t *bytes = make_bytes(3 * MIB, 27);
+	for (unsigned i = 0; i < 3; i++)
+		give_way_to_the_whole(world, bytes + i, 2 * MIB, i);
+	assert_int_equal(stats_of(world).blobs, 3);
 	free(bytes);
 }
 
@@ -487,6 +524,7 @@ int main(void)
 	        TEST(adopted_file_keeps_its_inode),
 	        TEST(a_synced_file_is_a_blob_at_once),
 	        TEST(adopting_what_is_being_read_in_parts),
+	        TEST(whoever_opens_after_an_adoption_gets_the_whole),
 	        TEST(least_recently_used_go_first),
 	        TEST(idle_parts_are_let_go_too),
 	        TEST(blobs_are_counted_after_opening),

@@ -71,6 +71,17 @@ void reply_warning(struct command *command, const char *format, ...)
 /* pre-*: -ERR_REFUSED when the hook says no. post-*: whatever goes wrong is a warning. */
 int command_hook_before(struct command *command, const struct hook_event *event);
 void command_hook_after(struct command *command, const struct hook_event *event);
+/* For hook_event.changed: what differs between two trees; the context is a struct changed_trees. */
+struct changed_trees {
+	struct odb *odb;
+	const struct pointer *before, *after;
+};
+int changed_between(void *context, struct buffer *ret_paths, struct message *message);
+/* Hooks and events of a commit. */
+int command_before_commit(struct command *command, struct worktree *worktree,
+                          const struct paths *paths, const char *text);
+void command_after_commit(struct command *command, struct worktree *worktree,
+                          const struct pointer *commit, const char *text);
 /* Tell the receivers that the branch's rules (`rules`: their id; zero: none, no cost) name for this
  * event. `who` is the caller's, when NULL. What goes wrong is a warning. */
 void command_event(struct command *command, const struct id *rules,

@@ -85,6 +85,8 @@ int command_commit_run(struct command *command)
 		error = argument_paths(command, "paths", &paths);
 	if (!error)
 		error = argument_meta(command, &meta);
+	if (!error)
+		error = command_before_commit(command, worktree, &paths, text);
 	if (error < 0)
 		return error;
 	const struct ref_rights rights = command_rights(command);
@@ -105,8 +107,10 @@ int command_commit_run(struct command *command)
 	        .context = command->reply,
 	};
 	error = worktree_commit(worktree, &options, &result, command->message);
-	if (!error)
+	if (!error) {
 		reply_commit_result(command->reply, worktree, &result);
+		command_after_commit(command, worktree, &result.commit, text);
+	}
 	return error == -ERR_STORE_AWAY ? kept(command->message, error) : error;
 }
 

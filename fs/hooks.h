@@ -40,11 +40,14 @@ struct hook_event {
 	/* Appends the changed paths, each ended by NUL. Asked only when there is a hook; may be
 	 * NULL. */
 	int (*changed)(void *context, struct buffer *ret_paths, struct message *message);
+	/* Looked at some times a second while it runs; true: it is killed. May be NULL. */
+	bool (*cancelled)(void *context);
 	void *context;
 };
 /* 0: there is no such hook, or it was content. *ret_output (may be NULL) gets what it printed.
  * 1: there is one that cannot run (it is not executable): `message` says so, a warning.
- * -ERR_REFUSED: it said no, ran too long, or must not run; the message has its last lines. */
+ * -ERR_REFUSED: it said no, ran too long, could or must not run; the message has its last lines.
+ * -ERR_INTERRUPTED: cancelled; and what `changed` said. */
 int hook_run(struct lake *lake, const struct caller *caller, const struct hook_event *event,
              struct buffer *ret_output, struct message *message);
 

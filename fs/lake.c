@@ -417,6 +417,14 @@ static int open_local(struct lake *lake, struct message *message)
 	        &lake->worktrees, message);
 }
 
+static int open_webhooks(struct lake *lake)
+{
+	CLEANUP(free_pointer) char *spool = path_join(lake->directory, "webhooks");
+	const struct webhooks_options options = {.directory = spool,
+	                                         .lake_id = lake->config.lake_id};
+	return spool ? webhooks_open(&options, &lake->webhooks) : -ERR_NO_MEMORY;
+}
+
 int lake_open(const char *directory, struct lake **ret_lake, struct message *message)
 {
 	struct lake *lake = calloc(1, sizeof *lake);
@@ -438,6 +446,8 @@ int lake_open(const char *directory, struct lake **ret_lake, struct message *mes
 		error = open_store(lake, message);
 	if (!error)
 		error = open_local(lake, message);
+	if (!error)
+		error = open_webhooks(lake);
 	if (error < 0) {
 		if (message && !message->text[0])
 			fail(message, error, "cannot open the lake %s: %s", directory,
@@ -453,6 +463,7 @@ void lake_close(struct lake *lake)
 {
 	if (!lake)
 		return;
+	webhooks_close(lake->webhooks);
 	worktrees_close(lake->worktrees);
 	cache_close(lake->cache);
 	history_free(lake->history);

@@ -6,12 +6,15 @@
  *   DIR/control.sock laked's control socket (fs/control.h)
  *   DIR/state/       uncommitted state   DIR/staging/  its files
  *   DIR/cache/       local blobs         DIR/index/    loseable LMDB: odb and commit index
+ *   DIR/hooks/       programs that commands run (fs/hooks.h)   DIR/webhooks/ what receivers of
+ *                    events have not taken yet (fs/webhook.h)
  *   DIR/store/       the object store, when it is the embedded one
  * In the store: object "lake" (format version, lake id), packs/, refs/.
  */
 #ifndef FS_LAKE_H
 #define FS_LAKE_H
 
+#include "fs/webhook.h"
 #include "fs/worktree.h"
 
 struct lake_config {
@@ -33,7 +36,9 @@ struct lake {
 	struct history *history;
 	struct cache *cache;
 	struct worktrees *worktrees;
-	const char *mountpoint; /* absolute, while this process has it mounted (fs/mount.h); else NULL */
+	struct webhooks *webhooks;
+	const char *mountpoint; /* absolute, while this process has it mounted (fs/mount.h); else
+	                           NULL */
 };
 
 /* Make a new lake: branch main with an empty first commit. url NULL: file://DIR/store. The

@@ -130,6 +130,8 @@ static int start(struct daemon *daemon, const struct daemon_options *options,
 	if (!error)
 		error = lake_open(directory, &daemon->lake, message);
 	if (!error)
+		error = webhooks_start(daemon->lake->webhooks, log_line, NULL, message);
+	if (!error)
 		error = mount_new(daemon->lake, &options->mount, &daemon->mount, message);
 	if (!error)
 		error = control_start(daemon->lake, answer_daemon, daemon, &daemon->control,

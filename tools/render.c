@@ -253,6 +253,15 @@ static void row_check(struct renderer *renderer, const cJSON *item)
 	       paint(renderer, PLAIN), text_of(item, "check"), text_of(item, "detail"));
 }
 
+/* What a hook said, for people: standard output is the command's. */
+static void row_hook(struct renderer *renderer, const cJSON *item)
+{
+	const char *output = text_of(item, "output");
+	if (!renderer->quiet)
+		fprintf(stderr, "%s%s", output,
+		        output[0] && output[strlen(output) - 1] != '\n' ? "\n" : "");
+}
+
 static const struct {
 	const char *list;
 	void (*row)(struct renderer *renderer, const cJSON *item);
@@ -261,6 +270,7 @@ static const struct {
         {"commits", row_commit},      {"changes", row_change},     {"entries", row_entry},
         {"open_for_write", row_open}, {"conflicts", row_conflict}, {"data", row_data},
         {"problems", row_problem},    {"checks", row_check},       {"warnings", row_warning},
+        {"hooks", row_hook},
 };
 
 void render_item(struct renderer *renderer, const char *list, const cJSON *item)

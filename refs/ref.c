@@ -800,8 +800,13 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 		if (rc != -ERR_MOVED)
 			return rc == -ERR_NOT_FOUND ? 0 : rc;
 		rc = read_to_remove(store, kind, from, false, author, &next, message);
-		if (rc < 0)
+		/* What was known of it was out of date: it has just been protected. */
+		if (rc == -ERR_REFUSED)
+			(void)advance(store, &created, &pointer_none, author, &next, NULL);
+		if (rc < 0) {
+			ref_release(&next);
 			return rc == -ERR_NOT_FOUND ? 0 : rc; /* deleted by somebody else: fine */
+		}
 		ref_release(&old);
 		old = next;
 		rc = catch_up(store, &created, &old, author, message);

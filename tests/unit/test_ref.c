@@ -839,7 +839,7 @@ static void any_flipped_bit_is_damage(void **state)
 	}
 	assert_int_equal(ref_decode(REF_BRANCH, "c", body.data, body.length, &ref), -ERR_CORRUPT);
 	assert_int_equal(ref_decode(REF_TAG, "b", body.data, body.length, &ref), -ERR_CORRUPT);
-	body.data[4] = 2;
+	body.data[4] = 3;
 	reseal(&body);
 	assert_int_equal(ref_decode(REF_BRANCH, "b", body.data, body.length, &ref), -ERR_VERSION);
 }

@@ -238,9 +238,10 @@ int hook_run(struct lake *lake, const struct caller *caller, const struct hook_e
 	error = run_hook(lake, caller, event, path, &result, message);
 	if (error < 0)
 		return error;
-	if (ret_output)
+	bool good = result.exit_code == 0 && !result.timed_out;
+	if (ret_output && (good || result.output.length > LAST_BYTES)) /* else the message has it */
 		buffer_append(ret_output, result.output.data, result.output.length);
-	if (result.exit_code == 0 && !result.timed_out)
+	if (good)
 		return 0;
 	return refusal(event->name, &result, message);
 }

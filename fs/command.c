@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <grp.h>
 #include <pwd.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -351,13 +352,23 @@ void worktree_cleanup(struct worktree **worktree)
 		worktree_unref(*worktree);
 }
 
+int command_resolve(struct command *command, const char *expression, bool known,
+                    struct commit **ret_commit)
+{
+	struct message note = {{0}};
+	const struct revision_options options = {.known = known, .note = &note};
+	int error = revision_resolve_with(command->lake->history, expression, &options, ret_commit,
+	                                  command->message);
+	if (!error && note.text[0])
+		reply_warning(command, "%s", note.text);
+	return error;
+}
+
 int command_commit(struct command *command, const char *argument, struct commit **ret_commit)
 {
 	const char *expression;
 	int error = argument_required(command, argument, &expression);
-	return error ? error
-	             : revision_resolve(command->lake->history, expression, ret_commit,
-	                                command->message);
+	return error ? error : command_resolve(command, expression, false, ret_commit);
 }
 
 int command_worktree(struct command *command, const char *argument, struct worktree **ret_worktree)

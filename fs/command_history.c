@@ -80,8 +80,11 @@ int command_show(struct command *command)
 		                    command->message);
 	if (error < 0)
 		return error;
+	cJSON *warnings = cJSON_DetachItemFromObjectCaseSensitive(command->reply, "warnings");
 	cJSON_Delete(command->reply);
 	command->reply = reply_commit(commit);
+	if (warnings)
+		cJSON_AddItemToObject(command->reply, "warnings", warnings);
 	return list_difference(command, parent ? &parent->tree : &pointer_none, &commit->tree,
 	                       &everything);
 }
@@ -172,7 +175,17 @@ static int diff_worktree(struct command *command, const struct commit *from,
 {
 	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
 	CLEANUP(commit_pointer_free) struct commit *base = NULL;
-	int error = command_worktree(command, "branch", &worktree);
+	const char *branch;
+	int error = argument_required(command, "branch", &branch);
+	/* lakectl, in no branch's directory, takes the revision itself for one. */
+	if (!error && ref_name_check(branch, NULL) < 0)
+		return fail(
+		        command->message, -ERR_INVALID,
+		        "with which revision or branch is '%s' to be compared? Name it, or work "
+		        "inside a branch's directory",
+		        branch);
+	if (!error)
+		error = command_worktree(command, "branch", &worktree);
 	if (!error)
 		error = worktree_base(worktree, &base);
 	if (error < 0)

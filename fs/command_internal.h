@@ -56,6 +56,10 @@ void list_end(struct list *list);
 /* -- shared steps -- */
 void commit_pointer_free(struct commit **commit); /* CLEANUP */
 void worktree_cleanup(struct worktree **worktree);
+/* A revision expression; what is to be said about the answer is a warning of the reply. `known`: a
+ * branch may be where this host saw it a moment ago. */
+int command_resolve(struct command *command, const char *expression, bool known,
+                    struct commit **ret_commit);
 int command_commit(struct command *command, const char *argument, struct commit **ret_commit);
 int command_worktree(struct command *command, const char *argument, struct worktree **ret_worktree);
 /* "behind" and "collisions", or "gone", where they are the case. */

@@ -329,6 +329,7 @@ struct application {
 	const char *text;
 	const char *note;
 	struct meta_pair meta;
+	struct takes takes;
 };
 
 static int apply_once(struct command *command, const struct application *application,
@@ -342,6 +343,8 @@ static int apply_once(struct command *command, const struct application *applica
 	struct meta_pair meta = application->meta;
 	struct pointer made;
 
+	options.takes = application->takes.items;
+	options.take_count = application->takes.count;
 	bool guess = !attempts->asked;
 	int error = head_of(command, worktree_branch(application->worktree), guess, &head);
 	if (!error)
@@ -407,12 +410,15 @@ static int apply_change(struct command *command, bool backwards)
 	const char *given;
 	char hex[ID_HEX + 1], note[64];
 	CLEANUP(free_pointer) char *text = NULL;
+	CLEANUP(takes_release) struct takes takes = {0};
 
 	int error = command_worktree(command, "branch", &worktree);
 	if (!error)
 		error = argument_string(command, "message", &given);
 	if (!error)
 		error = change_of(command, &commit, &before);
+	if (!error)
+		error = argument_takes(command, &takes);
 	if (error < 0)
 		return error;
 	id_to_hex(&commit->self.id, hex);
@@ -428,6 +434,7 @@ static int apply_change(struct command *command, bool backwards)
 	        .text = given ? given : text,
 	        .note = note,
 	        .meta = {.key = backwards ? "reverts" : "cherry-picked-from", .value = hex},
+	        .takes = takes,
 	};
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
 	struct attempts attempts = {.started_ms = clock_monotonic_ms()};

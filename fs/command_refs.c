@@ -1,5 +1,5 @@
 /*
- * command_refs — branch, tag, reflog, undo.
+ * command_refs — branch, tag, reflog.
  */
 #include "fs/command_internal.h"
 
@@ -52,8 +52,7 @@ static int create_ref(struct command *command, enum ref_kind kind)
 	if (!error)
 		error = ref_name_check(name, command->message);
 	if (!error)
-		error = revision_resolve_known(command->lake->history, revision ? revision : "main",
-		                               &commit, command->message);
+		error = command_resolve(command, revision ? revision : "main", true, &commit);
 	if (error < 0)
 		return error;
 	snprintf(note, sizeof note, "%s create", verb_of(kind));
@@ -203,71 +202,4 @@ int command_reflog(struct command *command)
 	}
 	list_end(&list);
 	return error;
-}
-
-/* -- undo: the last move of a branch backwards, or a deleted branch back -- */
-
-static int undo_delete(struct command *command, const char *name)
-{
-	CLEANUP(ref_release) struct ref ref = {0};
-	const struct ref_rights rights = command_rights(command);
-	struct ref_author author = {
-	        .who = command->caller->name, .command = "undo branch delete", .rights = &rights};
-	int error = ref_restore(command->lake->store, REF_BRANCH, name, &author, command->message);
-	if (error == -ERR_NOT_FOUND)
-		return fail(command->message, error,
-		            "no branch '%s', and none of that name was deleted", name);
-	if (!error)
-		error = ref_read(command->lake->store, REF_BRANCH, name, &ref, command->message);
-	if (error < 0)
-		return error;
-	cJSON_AddStringToObject(command->reply, "branch", name);
-	cJSON_AddStringToObject(command->reply, "undone", "branch delete");
-	reply_id(command->reply, "commit", &ref.commit.id);
-	return 0;
-}
-
-static int undo_move(struct command *command, const struct ref *ref)
-{
-	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
-	const struct ref_move *last = ref->move_count ? &ref->moves[0] : NULL;
-	char note[256];
-	if (!last || pointer_is_none(&last->before))
-		return fail(command->message, -ERR_INVALID,
-		            "branch '%s' has not moved since it was created; `lakectl branch "
-		            "delete %s` "
-		            "removes it",
-		            ref->name, ref->name);
-	int error = worktree_get(command->lake->worktrees, ref->name, &worktree, command->message);
-	if (error < 0)
-		return error;
-	snprintf(note, sizeof note, "undo %.200s", last->command);
-	const struct ref_rights rights = command_rights(command);
-	struct move_options options = {.expected = &ref->commit,
-	                               .who = command->caller->name,
-	                               .command = note,
-	                               .rights = &rights,
-	                               .discard = argument_flag(command, "discard")};
-	error = worktree_move(worktree, &last->before, &options, command->message);
-	if (error < 0)
-		return error;
-	cJSON_AddStringToObject(command->reply, "branch", ref->name);
-	reply_path(command->reply, "undone", last->command, strlen(last->command));
-	reply_id(command->reply, "commit", &last->before.id);
-	reply_id(command->reply, "was", &ref->commit.id);
-	return 0;
-}
-
-int command_undo(struct command *command)
-{
-	const char *name;
-	CLEANUP(ref_release) struct ref ref = {0};
-	int error = argument_required(command, "branch", &name);
-	if (!error)
-		error = ref_name_check(name, command->message);
-	if (!error)
-		error = ref_read(command->lake->store, REF_BRANCH, name, &ref, command->message);
-	if (error == -ERR_NOT_FOUND)
-		return undo_delete(command, name);
-	return error ? error : undo_move(command, &ref);
 }

@@ -239,7 +239,11 @@ int command_restore(struct command *command)
 	if (error < 0)
 		return error;
 	cJSON_AddStringToObject(command->reply, "branch", worktree_branch(worktree));
-	cJSON_AddNumberToObject(command->reply, "restored", (double)changed);
+	bool more = changed > RESTORED_COUNT_MAX;
+	cJSON_AddNumberToObject(command->reply, "restored",
+	                        (double)(more ? RESTORED_COUNT_MAX : changed));
+	if (more)
+		cJSON_AddBoolToObject(command->reply, "more", true);
 	return 0;
 }
 

@@ -51,8 +51,9 @@ int lake_open(const char *directory, struct lake **ret_lake, struct message *mes
 void lake_close(struct lake *lake); /* accepts NULL */
 
 /* Where is the lake? `given` (--lake) else $LAKE_DIR, else the mount the current directory is in,
- * else the default. *ret_branch: the branch the current directory is in, or NULL; and the
- * directory's path below the branch root ("" at the root) in *ret_prefix. All allocated. */
+ * else the default. *ret_branch: the branch the current directory is in, "@REV" in a view of a
+ * revision, or NULL; and the directory's path below its root ("" at the root) in *ret_prefix. All
+ * allocated. */
 int lake_find(const char *given, char **ret_directory, char **ret_branch, char **ret_prefix,
               struct message *message);
 /* Is a mount of ours at or above `path`? Its mount point and lake directory (allocated). */

@@ -82,13 +82,13 @@ int lake_mount_of(const char *path, char **ret_mountpoint, char **ret_directory)
 	return 0;
 }
 
-/* "main/orders/x" below the mount point -> branch "main", prefix "orders/x". */
+/* "main/orders/x" below the mount point -> branch "main", prefix "orders/x"; so "@v1/orders". */
 static int split_branch(const char *below, char **ret_branch, char **ret_prefix)
 {
 	while (*below == '/')
 		below++;
 	size_t length = strcspn(below, "/");
-	if (!length || below[0] == '@' || below[0] == '.')
+	if (!length || below[0] == '.')
 		return 0;
 	const char *prefix = below + length;
 	while (*prefix == '/')

@@ -292,6 +292,8 @@ struct move_options {
 };
 int worktree_move(struct worktree *worktree, const struct pointer *commit,
                   const struct move_options *options, struct message *message);
+/* More than so many restored paths are not counted. */
+#define RESTORED_COUNT_MAX 10000
 /* Make `paths` (and below) as in `from` (a commit's tree; NULL: the base): uncommitted changes
  * there are gone, differences become uncommitted changes. Unknown paths: -ERR_NOT_FOUND; `from`
  * while the branch is read-only: -ERR_REFUSED. */

@@ -10,6 +10,8 @@
  */
 #include "fs/snapshot.h"
 
+#define COUNTED_ENOUGH 1 /* a callback's end of a walk */
+
 /* A directory above a path, in the overlay (or, in this batch, about to be). */
 struct parent {
 	char *path;
@@ -292,15 +294,15 @@ static int parent_of(struct restoring *restoring, const char *path, struct paren
 
 /* -- one path -- */
 
+/* A table comes back at once, whatever its size: the count is only for people, and ends there. */
 static int count_change(void *context, const struct change *change)
 {
-	++*(uint64_t *)context;
-	return 0;
+	return ++*(uint64_t *)context > RESTORED_COUNT_MAX ? COUNTED_ENOUGH : 0;
 }
 
 /* How many paths at and below `path` differ from the committed entry (NULL: from nothing)? */
-static int count_difference(struct restoring *restoring, const char *path,
-                            const struct located *now, const struct tree_entry *wanted)
+static int count_all_difference(struct restoring *restoring, const char *path,
+                                const struct located *now, const struct tree_entry *wanted)
 {
 	struct odb *odb = restoring->trees->odb;
 	bool was_directory =
@@ -325,6 +327,15 @@ static int count_difference(struct restoring *restoring, const char *path,
 	struct pointer after = was_directory ? now->entry->content.pointer : pointer_none;
 	return diff_trees(odb, &before, &after, &options, count_change, &restoring->changed,
 	                  restoring->message);
+}
+
+static int count_difference(struct restoring *restoring, const char *path,
+                            const struct located *now, const struct tree_entry *wanted)
+{
+	if (restoring->changed > RESTORED_COUNT_MAX)
+		return 0;
+	int error = count_all_difference(restoring, path, now, wanted);
+	return error == COUNTED_ENOUGH ? 0 : error;
 }
 
 /* The path shows exactly the wanted entry, and no record of it is needed for that. */

@@ -7,8 +7,9 @@
  * Revision expressions: BASE('~'[N] | '^'[N])*, BASE = branch | tag | commit id or unique prefix
  * of at least 6 hex digits | branch@<ISO time>. A full id of 64 digits wins over everything; else
  * a branch wins over a tag, both over an id prefix. N is 1 when left out, ^0 and ~0 are the commit
- * itself. branch@time: where the branch stood then, from its reflog; before the reflog reaches,
- * from the first-parent history's commit times. ISO times: 2026-11-21, 2026-11-21T10:00, ...:30,
+ * itself. branch@time: where the branch stood then, from its reflog, deleted ones' too; before the
+ * reflog reaches, from the first-parent history's commit times; before it was made: nowhere. ISO
+ * times: 2026-11-21, 2026-11-21T10:00, ...:30,
  * ...:30.123, each with Z, +hh:mm or -hh:mm; without a zone: UTC.
  * Threads: any. One lock, a leaf: it guards what is held in memory and is never held across the
  * store or the kv. No kv transaction is open across the store; write transactions are short.
@@ -27,9 +28,14 @@ void history_free(struct history *history);
  * the last time. -ERR_NO_REVISION, -ERR_AMBIGUOUS (the message lists candidates), -ERR_BAD_NAME. */
 int revision_resolve(struct history *history, const char *expression, struct commit **ret_commit,
                      struct message *message);
-/* The same; a branch may be where this host saw it a moment ago (ref_read_known). */
-int revision_resolve_known(struct history *history, const char *expression,
-                           struct commit **ret_commit, struct message *message);
+struct revision_options {
+	bool known; /* a branch may be where this host saw it a moment ago (ref_read_known) */
+	struct message *note; /* may be NULL. Written when the answer needs a word: BRANCH@TIME lies
+	                         before the oldest move that is known */
+};
+int revision_resolve_with(struct history *history, const char *expression,
+                          const struct revision_options *options, struct commit **ret_commit,
+                          struct message *message);
 /* UTC milliseconds; -ERR_INVALID. A date, minute or second alone means its last millisecond. */
 int time_parse(const char *iso, int64_t *ret_ms);
 void time_format(int64_t ms, char ret_text[32]); /* 2026-11-21T10:00:00.123Z */

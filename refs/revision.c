@@ -288,10 +288,17 @@ static int resolve_name(struct history *history, const char *name, read_ref_fn *
 
 /* -- BRANCH@TIME -- */
 
-static int at_time_in_history(struct history *history, const char *name, const struct pointer *from,
-                              int64_t time_ms, struct pointer *ret_at, struct message *message)
+/* Before the oldest move that is still known: where the line of first parents that led there was.
+ * Resets among the forgotten moves cannot be seen, so this needs a word. */
+static int at_time_in_history(struct history *history, const struct ref *ref, int64_t time_ms,
+                              struct pointer *ret_at, struct message *ret_note,
+                              struct message *message)
 {
-	struct pointer at = *from;
+	const struct ref_move *oldest = &ref->moves[ref->move_count - 1];
+	struct pointer at = oldest->before;
+	char asked[32], told[32];
+
+	time_format(time_ms, asked);
 
 	for (;;) {
 		CLEANUP(free_pointer) struct graph_node *node = NULL;
@@ -301,24 +308,40 @@ static int at_time_in_history(struct history *history, const char *name, const s
 			return rc;
 		if (node->time_ms <= time_ms) {
 			*ret_at = at;
+			time_format(oldest->time_ms, told);
+			fail(ret_note, 0,
+			     "the reflog of '%s' reaches back to %s; for %s the times of its "
+			     "commits were asked, which know of no reset",
+			     ref->name, told, asked);
 			return 0;
 		}
 		if (node->parent_count == 0) {
-			char asked[32], oldest[32];
-
-			time_format(time_ms, asked);
-			time_format(node->time_ms, oldest);
+			time_format(node->time_ms, told);
 			return fail(message, -ERR_NO_REVISION,
 			            "branch '%s' has nothing as old as %s; its first commit is of "
 			            "%s",
-			            name, asked, oldest);
+			            ref->name, asked, told);
 		}
 		at = node->parents[0];
 	}
 }
 
+/* What came before a branch was made is not its own: it never stood there. */
+static int before_creation(const struct ref *ref, int64_t time_ms, struct message *message)
+{
+	const struct ref_move *made = &ref->moves[ref->move_count - 1];
+	char asked[32], created[32], from[13];
+
+	time_format(time_ms, asked);
+	time_format(made->time_ms, created);
+	short_hex(&made->after.id, from);
+	return fail(message, -ERR_NO_REVISION,
+	            "there was no branch '%s' at %s: it was made at %s, from commit %s", ref->name,
+	            asked, created, from);
+}
+
 static int at_time(struct history *history, const struct ref *ref, int64_t time_ms,
-                   struct pointer *ret_at, struct message *message)
+                   struct pointer *ret_at, struct message *ret_note, struct message *message)
 {
 	for (size_t i = 0; i < ref->move_count; i++) {
 		const struct ref_move *move = &ref->moves[i];
@@ -329,21 +352,32 @@ static int at_time(struct history *history, const struct ref *ref, int64_t time_
 			char asked[32];
 
 			time_format(time_ms, asked);
-			return fail(message, -ERR_NO_REVISION, "branch '%s' was deleted at %s",
+			return fail(message, -ERR_NO_REVISION,
+			            "there was no branch '%s' at %s: it "
+			            "was deleted before",
 			            ref->name, asked);
 		}
 		*ret_at = move->after;
 		return 0;
 	}
-	const struct ref_move *oldest = &ref->moves[ref->move_count - 1];
-	return at_time_in_history(history, ref->name,
-	                          pointer_is_none(&oldest->before) ? &oldest->after
-	                                                           : &oldest->before,
-	                          time_ms, ret_at, message);
+	if (pointer_is_none(&ref->moves[ref->move_count - 1].before))
+		return before_creation(ref, time_ms, message);
+	return at_time_in_history(history, ref, time_ms, ret_at, ret_note, message);
+}
+
+/* A deleted branch still knows where it stood. */
+static int read_moves(struct object_store *store, const char *name, struct ref *ret_ref,
+                      struct message *message)
+{
+	int rc = ref_read(store, REF_BRANCH, name, ret_ref, message);
+
+	return rc == -ERR_NOT_FOUND ? ref_read_deleted(store, REF_BRANCH, name, ret_ref, message)
+	                            : rc;
 }
 
 static int resolve_at_time(struct history *history, const char *name, const char *time,
-                           struct commit **ret_commit, struct message *message)
+                           struct commit **ret_commit, struct message *ret_note,
+                           struct message *message)
 {
 	CLEANUP(ref_release) struct ref ref = {0};
 	struct message why = {0};
@@ -358,7 +392,7 @@ static int resolve_at_time(struct history *history, const char *name, const char
 		            "'%.100s' is not a time: write 2026-11-21, 2026-11-21T10:00 or "
 		            "2026-11-21T10:00:30, with Z or +hh:mm behind it for a zone (else UTC)",
 		            time);
-	rc = ref_read(odb_store(history_odb(history)), REF_BRANCH, name, &ref, &why);
+	rc = read_moves(odb_store(history_odb(history)), name, &ref, &why);
 	if (rc == -ERR_NOT_FOUND) {
 		char hint[REF_NAME_MAX + 32];
 
@@ -367,7 +401,7 @@ static int resolve_at_time(struct history *history, const char *name, const char
 	}
 	if (rc < 0)
 		return fail(message, rc, "%s", why.text);
-	rc = at_time(history, &ref, time_ms, &at, &why);
+	rc = at_time(history, &ref, time_ms, &at, ret_note, &why);
 	if (rc == 0)
 		rc = commit_read(history_odb(history), &at, ret_commit, &why);
 	if (rc == -ERR_NOT_FOUND)
@@ -378,7 +412,8 @@ static int resolve_at_time(struct history *history, const char *name, const char
 }
 
 static int resolve_base(struct history *history, char *base, read_ref_fn *read_ref,
-                        struct commit **ret_commit, struct message *message)
+                        struct commit **ret_commit, struct message *ret_note,
+                        struct message *message)
 {
 	char *at = strchr(base, '@');
 
@@ -387,7 +422,7 @@ static int resolve_base(struct history *history, char *base, read_ref_fn *read_r
 	if (at == base)
 		return not_a_revision(base, message);
 	*at = '\0';
-	return resolve_at_time(history, base, at + 1, ret_commit, message);
+	return resolve_at_time(history, base, at + 1, ret_commit, ret_note, message);
 }
 
 /* -- ~N and ^N -- */
@@ -468,7 +503,7 @@ static int take_steps(struct history *history, const char *expression, const cha
 }
 
 static int resolve(struct history *history, const char *expression, read_ref_fn *read_ref,
-                   struct commit **ret_commit, struct message *message)
+                   struct commit **ret_commit, struct message *ret_note, struct message *message)
 {
 	char base[EXPRESSION_MAX];
 	size_t base_length = strcspn(expression, "~^");
@@ -478,7 +513,7 @@ static int resolve(struct history *history, const char *expression, read_ref_fn 
 		return not_a_revision(expression, message);
 	memcpy(base, expression, base_length);
 	base[base_length] = '\0';
-	int rc = resolve_base(history, base, read_ref, &commit, message);
+	int rc = resolve_base(history, base, read_ref, &commit, ret_note, message);
 	if (rc < 0)
 		return rc;
 	struct pointer at = commit->self;
@@ -499,11 +534,13 @@ static int resolve(struct history *history, const char *expression, read_ref_fn 
 int revision_resolve(struct history *history, const char *expression, struct commit **ret_commit,
                      struct message *message)
 {
-	return resolve(history, expression, ref_read, ret_commit, message);
+	return resolve(history, expression, ref_read, ret_commit, NULL, message);
 }
 
-int revision_resolve_known(struct history *history, const char *expression,
-                           struct commit **ret_commit, struct message *message)
+int revision_resolve_with(struct history *history, const char *expression,
+                          const struct revision_options *options, struct commit **ret_commit,
+                          struct message *message)
 {
-	return resolve(history, expression, ref_read_known, ret_commit, message);
+	return resolve(history, expression, options->known ? ref_read_known : ref_read, ret_commit,
+	               options->note, message);
 }

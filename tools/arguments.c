@@ -4,12 +4,14 @@
  */
 #include "tools/subcommands.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 
+#include "refs/history.h"
+
 #define JSON_OPTION 255
+#define TIME_LENGTH_MAX 64
 #define LONG_OPTION 256 /* first value for options without a letter */
 
 /* -- finding the command -- */
@@ -173,18 +175,35 @@ static int parse_options(const struct subcommand *subcommand, int argc, char **a
 
 /* -- words -- */
 
-/* End of the revision in REV[:PATH]: at the first ':', but the colons of BRANCH@TIME belong to the
- * time as long as two digits follow. */
+static bool is_time(const char *text, size_t length)
+{
+	char time[TIME_LENGTH_MAX + 1];
+	int64_t ms;
+	if (length > TIME_LENGTH_MAX)
+		return false;
+	memcpy(time, text, length);
+	time[length] = '\0';
+	return time_parse(time, &ms) == 0;
+}
+
+/* End of the revision in REV[:PATH]: at the first ':' that is not within the time of BRANCH@TIME,
+ * which is taken as long as it can be. */
 const char *revision_end(const char *text)
 {
-	const char *colon = strchr(text, ':');
-	const char *at = strchr(text, '@');
+	const char *colon = strchr(text, ':'), *at = strchr(text, '@');
 	if (!colon || !at || at > colon)
 		return colon;
-	while (colon && isdigit((unsigned char)colon[1]) && isdigit((unsigned char)colon[2]) &&
-	       !isalnum((unsigned char)colon[3]))
-		colon = strchr(colon + 1, ':');
-	return colon;
+	const char *time = at + 1, *found = colon, *end = text;
+	do {
+		end = strchrnul(end, ':');
+		size_t length = strcspn(time, "~^");
+		bool steps = length < (size_t)(end - time);
+		if (is_time(time, steps ? length : (size_t)(end - time)))
+			found = end;
+		if (steps)
+			break;
+	} while (*end++);
+	return *found ? found : NULL;
 }
 
 static int add_named(cJSON *request, const char *text, bool path_required, struct message *message)
@@ -226,6 +245,8 @@ static int add_missing(cJSON *request, const struct subcommand *subcommand,
 	case WORD_NAMED_OPTIONAL:
 		if (here->branch)
 			cJSON_AddStringToObject(request, word->key, here->branch);
+		else if (word->type != WORD_BRANCH && here->revision)
+			cJSON_AddStringToObject(request, word->key, here->revision);
 		else if (word->type != WORD_BRANCH)
 			cJSON_AddStringToObject(request, word->key, "main");
 		else

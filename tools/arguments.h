@@ -28,7 +28,7 @@ enum word_type {
 	WORD_REQUIRED,
 	WORD_OPTIONAL,
 	WORD_BRANCH,         /* a branch; left out: the one the current directory is in */
-	WORD_REVISION,       /* a revision; left out: that branch */
+	WORD_REVISION,       /* a revision; left out: that branch, or the revision of /lake/@REV */
 	WORD_NAMED,          /* REV:PATH, split into "revision" and "path" */
 	WORD_NAMED_OPTIONAL, /* REV[:PATH] */
 	WORD_MANY,           /* all words, as a list; none: "." */
@@ -55,7 +55,8 @@ struct subcommand {
 /* Where the command runs. Borrowed strings; any may be NULL. */
 struct place_here {
 	const char *branch;
-	const char *prefix; /* below the branch root */
+	const char *revision; /* of /lake/@REV */
+	const char *prefix;   /* below the root of the branch or revision */
 	const char *mountpoint;
 };
 

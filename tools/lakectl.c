@@ -20,7 +20,7 @@
 struct invocation {
 	const char *lake_given;
 	struct globals globals;
-	char *lake, *branch, *prefix, *mountpoint;
+	char *lake, *branch, *revision, *prefix, *mountpoint;
 	cJSON *request;
 	struct renderer *renderer;
 	struct progress_line progress;
@@ -265,6 +265,11 @@ static int find_place(struct invocation *invocation, struct message *message)
 	                      &invocation->prefix, message);
 	if (!error && here && invocation->branch)
 		lake_mount_of(here, &invocation->mountpoint, &directory);
+	if (!error && invocation->branch && invocation->branch[0] == '@') {
+		invocation->revision = strdup(invocation->branch + 1);
+		free(invocation->branch);
+		invocation->branch = NULL;
+	}
 	return error;
 }
 
@@ -275,6 +280,8 @@ static int parse_and_run(struct invocation *invocation, const struct subcommand 
 	bool help = false;
 	int error = find_place(invocation, &message);
 	struct place_here here = {.branch = invocation->branch,
+
+	                          .revision = invocation->revision,
 	                          .prefix = invocation->prefix,
 	                          .mountpoint = invocation->mountpoint};
 	if (!error)
@@ -316,6 +323,7 @@ int main(int argc, char **argv)
 	cJSON_Delete(invocation.request);
 	free(invocation.lake);
 	free(invocation.branch);
+	free(invocation.revision);
 	free(invocation.prefix);
 	free(invocation.mountpoint);
 	return code;

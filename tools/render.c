@@ -428,10 +428,15 @@ static void sum_moved(struct renderer *renderer, const cJSON *reply)
 	if (renderer->quiet || has(reply, "error"))
 		return;
 	if (has(reply, "undone"))
-		printf("undone: %s; ", text_of(reply, "undone"));
+		printf("undone: %s, by %s at %s; ", text_of(reply, "undone"), text_of(reply, "by"),
+		       text_of(reply, "time"));
 	if (has(reply, "restored"))
-		printf("%s: %.0f path%s restored\n", text_of(reply, "branch"),
-		       number_of(reply, "restored"), plural(number_of(reply, "restored")));
+		printf("%s: %s%.0f path%s restored\n", text_of(reply, "branch"),
+		       has(reply, "more") ? "more than " : "", number_of(reply, "restored"),
+		       plural(number_of(reply, "restored")));
+	else if (has(reply, "deleted"))
+		printf("%s is deleted, was at %.12s\n", text_of(reply, "branch"),
+		       text_of(reply, "commit"));
 	else
 		printf("%s is at %.12s\n", text_of(reply, "branch"), text_of(reply, "commit"));
 }

@@ -542,6 +542,19 @@ static int64_t ms(const char *iso)
 	return at;
 }
 
+/* What is said about the answer, NULL: nothing. Valid until the next call. */
+static const char *noted(const char *expression, bool known)
+{
+	static struct message note;
+	struct message message = {{0}};
+	CLEANUP(free_pointer) struct commit *found = NULL;
+	const struct revision_options options = {.known = known, .note = &note};
+
+	note.text[0] = '\0';
+	assert_int_equal(revision_resolve_with(history, expression, &options, &found, &message), 0);
+	return note.text[0] ? note.text : NULL;
+}
+
 static void travels_in_time(void **state)
 {
 	struct pointer one = commit(NULL, 0, ms("2026-01-01T00:00:00.000Z"), "one");
@@ -575,14 +588,42 @@ static void travels_in_time(void **state)
 	assert_unresolved("mian@2026-01-01", -ERR_NO_REVISION, "did you mean 'main'?");
 	assert_unresolved("ma in@2026-01-01", -ERR_BAD_NAME, "cannot name");
 
-	/* Created in June at three; before that its history counts. */
+	/* Created in June at three: before that it stood nowhere. */
 	put_reflog("young", &three, times, 1, &pointer_none);
-	assert_resolves("young@2026-02-15", &two);
+	assert_unresolved("young@2026-02-15", -ERR_NO_REVISION, "no branch 'young' at 2026-02-15");
+	assert_resolves("young@2026-06-01T10:00:00.000Z", &three);
 	/* Deleted in May, made again in June. */
 	const struct pointer lives[] = {three, pointer_none, two};
 	put_reflog("twice", lives, times, 3, &pointer_none);
 	assert_unresolved("twice@2026-05-15", -ERR_NO_REVISION, "was deleted");
 	assert_resolves("twice@2026-04-15", &two);
+	/* Made in April, deleted in June for good: it still knows where it stood. */
+	const struct pointer gone[] = {pointer_none, three, two};
+	put_reflog("gone", gone, times, 3, &pointer_none);
+	assert_resolves("gone@2026-05-15", &three);
+	assert_resolves("gone@2026-04-15~1", &one);
+	assert_unresolved("gone@2026-07-01", -ERR_NO_REVISION, "no branch 'gone' at 2026-07-01");
+	assert_unresolved("gone@2026-03-01", -ERR_NO_REVISION, "no branch 'gone' at 2026-03-01");
+	assert_unresolved("gone", -ERR_NO_REVISION, "no branch, tag or commit 'gone'");
+}
+
+/* What commit times answer for forgotten moves may be wrong, so it is said; nothing else is. */
+static void notes_what_is_not_sure(void **state)
+{
+	struct pointer one = commit(NULL, 0, ms("2026-01-01T00:00:00.000Z"), "one");
+	struct pointer two = commit(&one, 1, ms("2026-02-01T00:00:00.000Z"), "two");
+	const int64_t times[] = {ms("2026-04-01T10:00:00.000Z")};
+	static const char *const sure[] = {"main", "main@2026-04-01", "main~1",
+	                                   "main@2026-05-01~1"};
+
+	put_reflog("main", &two, times, 1, &one);
+	for (size_t i = 0; i < ARRAY_SIZE(sure); i++) {
+		assert_null(noted(sure[i], i % 2 == 1));
+	}
+	assert_non_null(noted("main@2026-03-31", false));
+	assert_non_null(noted("main@2026-01-01", true));
+	assert_non_null(strstr(noted("main@2026-03-31~0", false),
+	                       "the reflog of 'main' reaches back to 2026-04-01T10:00:00.000Z"));
 }
 
 /* -- random histories -- */
@@ -1090,6 +1131,7 @@ int main(void)
 	        TEST_BOTH(old_places_are_forgotten),
 	        TEST_BOTH(damaged_refs_hide_nothing),
 	        TEST_BOTH(travels_in_time),
+	        TEST_BOTH(notes_what_is_not_sure),
 	        TEST_BOTH(ancestors_as_by_force),
 	        TEST(criss_cross_has_two_bases),
 	        TEST_BOTH(wrong_generations_are_damage),

@@ -32,6 +32,7 @@ static const struct {
         {"ls", command_ls},
         {"merge", command_merge},
         {"protect", command_protect},
+        {"publish", command_publish},
         {"reflog", command_reflog},
         {"refresh", command_refresh},
         {"reset", command_reset},

@@ -246,8 +246,41 @@ static void row_problem(struct renderer *renderer, const cJSON *item)
 	       paint(renderer, PLAIN), text_of(item, "where"), text_of(item, "detail"));
 }
 
+/* What an audit prints is for people to read as it is; but no control characters of theirs. */
+static void print_output(const char *output)
+{
+	bool begins = true;
+	for (; *output; output++) {
+		if (begins)
+			printf("    ");
+		begins = *output == '\n';
+		putchar((unsigned char)*output < ' ' && !begins && *output != '\t' ? '?' : *output);
+	}
+	if (!begins)
+		putchar('\n');
+}
+
+static void row_verdict(struct renderer *renderer, const cJSON *item)
+{
+	const char *verdict = text_of(item, "verdict");
+	bool bad = strcmp(verdict, "failed") == 0 || strcmp(verdict, "error") == 0;
+	printf("%s%-7s%s %s", paint(renderer, bad ? RED : GREEN), verdict, paint(renderer, PLAIN),
+	       text_of(item, "name"));
+	if (number_of(item, "took_ms") > 0)
+		printf("  (%.1f s)", number_of(item, "took_ms") / 1000);
+	if (flag_of(item, "timed_out"))
+		printf("  out of time");
+	printf("\n");
+	if (bad)
+		print_output(text_of(item, "output"));
+}
+
 static void row_check(struct renderer *renderer, const cJSON *item)
 {
+	if (has(item, "verdict")) {
+		row_verdict(renderer, item);
+		return;
+	}
 	bool good = flag_of(item, "ok");
 	printf("%s%-4s%s %-12s %s\n", paint(renderer, good ? GREEN : RED), good ? "ok" : "BAD",
 	       paint(renderer, PLAIN), text_of(item, "check"), text_of(item, "detail"));
@@ -522,16 +555,17 @@ static const struct {
 	void (*before)(struct renderer *renderer, const cJSON *reply);
 	void (*after)(struct renderer *renderer, const cJSON *reply);
 } summaries[] = {
-        {"branch", NULL, sum_branch},   {"tag", NULL, sum_branch},
-        {"commit", NULL, sum_commit},   {"merge", NULL, sum_merge},
-        {"revert", NULL, sum_moved},    {"cherry-pick", NULL, sum_moved},
-        {"diff", NULL, sum_diff},       {"status", NULL, sum_status},
-        {"reset", NULL, sum_moved},     {"restore", NULL, sum_moved},
-        {"undo", NULL, sum_moved},      {"refresh", NULL, sum_refresh},
-        {"du", NULL, sum_du},           {"fsck", NULL, sum_fsck},
-        {"gc", NULL, sum_gc},           {"stats", NULL, sum_stats},
-        {"show", sum_show, NULL},       {"warm", NULL, sum_warm},
-        {"protect", NULL, sum_protect}, {"unprotect", NULL, sum_protect},
+        {"branch", NULL, sum_branch},     {"tag", NULL, sum_branch},
+        {"commit", NULL, sum_commit},     {"merge", NULL, sum_merge},
+        {"publish", NULL, sum_merge},     {"revert", NULL, sum_moved},
+        {"cherry-pick", NULL, sum_moved}, {"diff", NULL, sum_diff},
+        {"status", NULL, sum_status},     {"reset", NULL, sum_moved},
+        {"restore", NULL, sum_moved},     {"undo", NULL, sum_moved},
+        {"refresh", NULL, sum_refresh},   {"du", NULL, sum_du},
+        {"fsck", NULL, sum_fsck},         {"gc", NULL, sum_gc},
+        {"stats", NULL, sum_stats},       {"show", sum_show, NULL},
+        {"warm", NULL, sum_warm},         {"protect", NULL, sum_protect},
+        {"unprotect", NULL, sum_protect},
 };
 
 void render_reply(struct renderer *renderer, const cJSON *reply)

@@ -151,6 +151,31 @@ const struct subcommand subcommands[] = {
                      {0, "dry-run", "dry_run", OPTION_FLAG, NULL, "show what would change"},
                      {0, "take", "take", OPTION_LIST, "SIDE:PATH",
                       "source: or target: wins at PATH"}}},
+        {.name = "publish",
+         .usage = "SOURCE | --revert REV [--into BRANCH] [-m MSG] [--squash] [--dry-run]\n"
+                  "                       [--take source|target:PATH]...",
+         .summary = "merge into a branch what its audits let pass",
+         .text = "The merge is prepared as a commit, which its target's audits look at under "
+                 "@ID in the\n"
+                 "mount; when all of them pass exactly that commit becomes the target's head. "
+                 "If the\n"
+                 "target moved meanwhile, all of it is done again. If one says no (exit 4) nothing "
+                 "moves,\n"
+                 "and what was prepared stays readable. Without --into: main. --revert takes "
+                 "back what a\n"
+                 "published commit changed, in the same way. `lakectl merge` goes by audits, too.",
+         .words = {{"source", WORD_OPTIONAL}},
+         .options = {{0, "into", "into", OPTION_STRING, "BRANCH", "the target (main)"},
+                     {0, "revert", "revision", OPTION_STRING, "REV",
+                      "publish the opposite of a commit"},
+                     {'m', "message", "message", OPTION_STRING, "MSG", "message of the commit"},
+                     {0, "mainline", "mainline", OPTION_NUMBER, "N",
+                      "with --revert: a merge's parent to go back to (1)"},
+                     {0, "squash", "squash", OPTION_FLAG, NULL,
+                      "one commit without SOURCE as parent"},
+                     {0, "dry-run", "dry_run", OPTION_FLAG, NULL, "show what would change"},
+                     {0, "take", "take", OPTION_LIST, "SIDE:PATH",
+                      "source: or target: wins at PATH"}}},
         {.name = "revert",
          .usage = "REV [BRANCH] [-m MSG] [--mainline N] [--take source|target:PATH]...",
          .summary = "undo what a commit changed, by a new commit",

@@ -7,6 +7,7 @@
  * without these programs is the store's to stop (packaging/README.md).
  */
 #include "fs/command_internal.h"
+#include "fs/verdict.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -30,7 +31,7 @@ void reply_protection(cJSON *object, const struct protection *protection)
 	cJSON_AddBoolToObject(reply, "read_only", protection_read_only(protection));
 }
 
-static int check_administrator(struct command *command, const char *what)
+int command_administrator(struct command *command, const char *what)
 {
 	const struct caller *caller = command->caller;
 	struct stat owner;
@@ -77,7 +78,8 @@ static int read_either(struct command *command, const char *name, bool lift, str
 }
 
 /* `wanted` takes over the rules, unless a deleted branch is to be free of everything. */
-static int protect(struct command *command, const char *name, struct protection *wanted, bool lift)
+static int protect(struct command *command, const char *name, struct protection *wanted, bool lift,
+                   bool *ret_changed)
 {
 	int error = -ERR_MOVED;
 	for (int i = 0; error == -ERR_MOVED && i < PROTECT_TRIES_MAX; i++) {
@@ -87,7 +89,8 @@ static int protect(struct command *command, const char *name, struct protection 
 			return error;
 		bool deleted = pointer_is_none(&ref.moves[0].after);
 		wanted->rules = deleted ? id_zero : ref.protection.rules;
-		if (protection_equal(wanted, &ref.protection))
+		*ret_changed = !protection_equal(wanted, &ref.protection);
+		if (!*ret_changed)
 			return 0;
 		error = ref_protect(command->lake->store, &ref, wanted, command->message);
 	}
@@ -103,19 +106,41 @@ static void tell_worktree(struct command *command, const char *name)
 		(void)worktree_refresh(worktree, NULL);
 }
 
+/* The append-only log, and the receivers that the branch's rules name. It is done whatever becomes
+ * of these. */
+static void tell_people(struct command *command, const char *name, const char *what,
+                        const struct protection *protection)
+{
+	struct message why = {0};
+	cJSON *entry = cJSON_CreateObject();
+	const struct webhook_event event = {
+	        .event = "protection-changed", .branch = name, .changed = -1};
+	cJSON_AddStringToObject(entry, "who", command->caller->name);
+	cJSON_AddStringToObject(entry, "what", what);
+	cJSON_AddStringToObject(entry, "branch", name);
+	reply_protection(entry, protection);
+	int error = audit_log_append(command->lake->store, entry, &why);
+	cJSON_Delete(entry);
+	if (error)
+		reply_warning(command, "the audit log has no entry of this: %s",
+		              why.text[0] ? why.text : error_text(error));
+	command_event(command, &protection->rules, &event);
+}
+
 static int run(struct command *command, bool lift)
 {
 	const char *name, *what = lift ? "unprotect" : "protect";
 	struct protection wanted = {0};
+	bool changed = false;
 	int error = argument_required(command, "branch", &name);
 	if (!error)
 		error = ref_name_check(name, command->message);
 	if (!error)
-		error = check_administrator(command, what);
+		error = command_administrator(command, what);
 	if (!error && !lift)
 		error = arguments_protection(command, &wanted);
 	if (!error)
-		error = protect(command, name, &wanted, lift);
+		error = protect(command, name, &wanted, lift, &changed);
 	if (error < 0)
 		return error;
 	tell_worktree(command, name);
@@ -127,6 +152,8 @@ static int run(struct command *command, bool lift)
 		              "no audits are configured for %s yet, so nothing can be published to "
 		              "it until they are",
 		              name);
+	if (changed)
+		tell_people(command, name, what, &wanted);
 	return 0;
 }
 

@@ -520,6 +520,8 @@ static int move_ref(struct committing *committing)
 	struct ref_contended contended = {.wait = lost_race, .context = committing};
 	error = ref_move_contended(odb_store(committing->trees->odb), &committing->head, self,
 	                           &author, &contended, committing->message);
+	if (!error)
+		worktree_note_protection(worktree, &committing->head.protection, true);
 	if (error && intend)
 		snapshot_unintend(worktree);
 	if (error == -ERR_MOVED) {

@@ -436,7 +436,7 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 		worktree->seen_etag = ref.etag;
 		worktree->seen_head = ref.commit;
 		if (r == 0)
-			worktree_note_protection(worktree, &ref.protection);
+			worktree_note_protection(worktree, &ref.protection, true);
 	}
 	if (r != 0)
 		return r;

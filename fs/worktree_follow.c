@@ -94,12 +94,15 @@ static void retry_after(struct worktree *worktree, int64_t took_ms)
 
 /* -- protection -- */
 
-void worktree_note_protection(struct worktree *worktree, const struct protection *protection)
+void worktree_note_protection(struct worktree *worktree, const struct protection *protection,
+                              bool first)
 {
 	pthread_mutex_lock(&worktree->trees->table_lock);
-	worktree->protection = *protection;
-	worktree->read_only = protection_read_only(protection);
-	worktree->protection_seen = true;
+	if (!first || !worktree->protection_seen) {
+		worktree->protection = *protection;
+		worktree->read_only = protection_read_only(protection);
+		worktree->protection_seen = true;
+	}
 	pthread_mutex_unlock(&worktree->trees->table_lock);
 }
 
@@ -386,7 +389,7 @@ static int look(struct worktree *worktree, const struct worktree_view *view, boo
 	if (r > 0) {
 		worktree->seen_etag = ref.etag;
 		worktree->seen_head = ref.commit;
-		worktree_note_protection(worktree, &ref.protection);
+		worktree_note_protection(worktree, &ref.protection, false);
 	}
 	return come_along(worktree, view, haste, message);
 }
@@ -480,7 +483,7 @@ bool worktree_read_only(struct worktree *worktree)
 		CLEANUP(ref_release) struct ref ref = {0};
 		if (ref_read_known(odb_store(trees->odb), REF_BRANCH, worktree->branch, &ref,
 		                   NULL) == 0)
-			worktree_note_protection(worktree, &ref.protection);
+			worktree_note_protection(worktree, &ref.protection, true);
 		worktree->protection_asked_ms = clock_monotonic_ms();
 		pthread_mutex_unlock(&worktree->refresh_lock);
 	}

@@ -169,8 +169,10 @@ int worktrees_used(struct worktrees *trees, struct worktree ***ret_used, size_t 
  * that a listing begun at `epoch` had. */
 int worktree_look(struct worktree *worktree, const struct etag *listed, uint64_t epoch,
                   struct message *message);
-/* The branch's ref was seen to be so protected. */
-void worktree_note_protection(struct worktree *worktree, const struct protection *protection);
+/* The branch's ref was seen to be so protected, by who holds refresh_lock: what is seen elsewhere
+ * may be older, and counts (`first`) only while nothing was seen. */
+void worktree_note_protection(struct worktree *worktree, const struct protection *protection,
+                              bool first);
 /* -ERR_REFUSED when what was seen of the branch forbids a move with `rights`, and looking again
  * says the same; before work is done for a move that the ref will refuse. */
 int worktree_check_move(struct worktree *worktree, const struct ref_rights *rights,

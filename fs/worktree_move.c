@@ -123,6 +123,8 @@ static int move_ref_once(struct moving *moving, bool intend, bool guess)
 	if (error)
 		return error;
 	error = ref_move(store, &head, target, &author, moving->message);
+	if (!error)
+		worktree_note_protection(moving->worktree, &head.protection, true);
 	if (error && intend)
 		snapshot_unintend(moving->worktree);
 	return error;

@@ -66,6 +66,9 @@ int command_worktree(struct command *command, const char *argument, struct workt
 int reply_standing(struct command *command, struct worktree *worktree);
 /* What speaks for whatever this caller does: the groups he is in. */
 struct ref_rights command_rights(const struct command *command);
+/* -ERR_REFUSED unless the caller is root or owns the lake's directory here. `what` he may not do to
+ * branches: "protect". */
+int command_administrator(struct command *command, const char *what);
 /* "protection" of `object`, unless there is none. */
 void reply_protection(cJSON *object, const struct protection *protection);
 struct merge_side side_of(const struct commit *commit);

@@ -224,6 +224,7 @@ struct figures {
 	struct cache_stats cache;
 	struct state_stats state;
 	struct kv_stats index;
+	struct webhook_statistics webhooks;
 	uint64_t space_free, space_total;
 };
 
@@ -236,6 +237,7 @@ static void read_figures(struct lake *lake, struct figures *ret_figures)
 	cache_stats(lake->cache, &ret_figures->cache);
 	state_stats(lake->state, &ret_figures->state);
 	kv_stats(lake->index, &ret_figures->index);
+	webhooks_statistics(lake->webhooks, &ret_figures->webhooks);
 	object_space(lake->store, &ret_figures->space_free, &ret_figures->space_total);
 }
 
@@ -279,6 +281,10 @@ static void read_figures(struct lake *lake, struct figures *ret_figures)
 	X(state.folds, "journal_folds_total", "counter") \
 	X(state.used_bytes, "state_used_bytes", "gauge") \
 	X(index.used_bytes, "index_used_bytes", "gauge") \
+	X(webhooks.delivered, "webhooks_delivered_total", "counter") \
+	X(webhooks.retried, "webhooks_retried_total", "counter") \
+	X(webhooks.failed, "webhooks_failed_total", "counter") \
+	X(webhooks.waiting, "webhooks_waiting", "gauge") \
 	X(space_free, "store_free_bytes", "gauge") \
 	X(space_total, "store_total_bytes", "gauge")
 

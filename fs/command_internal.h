@@ -98,7 +98,7 @@ void command_event(struct command *command, const struct id *rules,
 command_fn command_branch, command_tag, command_reflog, command_undo;
 command_fn command_log, command_show, command_annotate, command_diff;
 command_fn command_commit_run, command_status, command_restore, command_reset;
-command_fn command_refresh, command_protect, command_unprotect;
+command_fn command_refresh, command_protect, command_unprotect, command_webhook;
 command_fn command_merge, command_revert, command_cherry_pick;
 command_fn command_publish, command_audit_run;
 command_fn command_ls, command_du, command_cat, command_warm;

@@ -7,6 +7,7 @@
  */
 #include "fs/webhook.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -483,8 +484,9 @@ static int send_now(struct webhooks *webhooks, const struct webhook_rule *rule, 
 	if (attempt.outcome == ATTEMPT_TAKEN)
 		return 0;
 	if (attempt.outcome == ATTEMPT_REFUSED)
-		return fail(message, -ERR_REFUSED, "webhook %s: %s; it is kept in %s/failed",
-		            rule->name, attempt.trouble, webhooks->directory);
+		return fail(message, error_system(EREMOTEIO),
+		            "webhook %s: %s; it is kept in %s/failed", rule->name, attempt.trouble,
+		            webhooks->directory);
 	fail(message, 0, "webhook %s: %s; the lake's next daemon tries again", rule->name,
 	     attempt.trouble);
 	return 1;
@@ -543,7 +545,8 @@ int webhook_try(struct webhooks *webhooks, const struct webhook_rule *rule,
 		               ? attempt.status
 		               : fail(message, attempt.status, "webhook %s: %s", rule->name,
 		                      attempt.trouble);
-	return fail(message, -ERR_REFUSED, "webhook %s: %s", rule->name, attempt.trouble);
+	return fail(message, error_system(EREMOTEIO), "webhook %s: %s", rule->name,
+	            attempt.trouble);
 }
 
 void webhook_standing(struct webhooks *webhooks, const char *url,

@@ -54,7 +54,7 @@ struct webhook_event {
 };
 /* Spool it for `rule`. 0: it was taken, or will be in the background. Without webhooks_start it is
  * tried at once, until `deadline_ms` (monotonic clock): 1: it stays in the spool for a daemon, and
- * the message says why. Errors: not spooled, or given up (-ERR_REFUSED, by the receiver). */
+ * the message says why. Errors: not spooled, or given up. */
 int webhook_send(struct webhooks *webhooks, const struct webhook_rule *rule,
                  const struct webhook_event *event, int64_t deadline_ms, struct message *message);
 /* One attempt now, without the spool: the HTTP status (with a message unless it was taken), or an

@@ -286,6 +286,33 @@ static void row_check(struct renderer *renderer, const cJSON *item)
 	       paint(renderer, PLAIN), text_of(item, "check"), text_of(item, "detail"));
 }
 
+static void row_webhook(struct renderer *renderer, const cJSON *item)
+{
+	const cJSON *event, *events = cJSON_GetObjectItemCaseSensitive(item, "events");
+	printf("%-16s %s\n%-16s", text_of(item, "name"), text_of(item, "url"), "");
+	cJSON_ArrayForEach (event, events)
+		printf(" %s", cJSON_IsString(event) ? event->valuestring : "");
+	if (has(item, "secret_file"))
+		printf("; signed with %s", text_of(item, "secret_file"));
+	if (number_of(item, "waiting") > 0)
+		printf("; %.0f waiting", number_of(item, "waiting"));
+	printf("\n");
+	if (has(item, "trouble"))
+		printf("%-16s %s%s%s\n", "", paint(renderer, RED), text_of(item, "trouble"),
+		       paint(renderer, PLAIN));
+}
+
+static void row_delivery(struct renderer *renderer, const cJSON *item)
+{
+	bool good = !has(item, "trouble");
+	printf("%s%-4s%s %s", paint(renderer, good ? GREEN : RED), good ? "ok" : "BAD",
+	       paint(renderer, PLAIN), text_of(item, "webhook"));
+	if (good)
+		printf(" answers %.0f\n", number_of(item, "status"));
+	else
+		printf(": %s\n", text_of(item, "trouble"));
+}
+
 /* What a hook said, for people: standard output is the command's. */
 static void row_hook(struct renderer *renderer, const cJSON *item)
 {
@@ -303,7 +330,7 @@ static const struct {
         {"commits", row_commit},      {"changes", row_change},     {"entries", row_entry},
         {"open_for_write", row_open}, {"conflicts", row_conflict}, {"data", row_data},
         {"problems", row_problem},    {"checks", row_check},       {"warnings", row_warning},
-        {"hooks", row_hook},
+        {"hooks", row_hook},          {"webhooks", row_webhook},   {"deliveries", row_delivery},
 };
 
 void render_item(struct renderer *renderer, const char *list, const cJSON *item)
@@ -531,6 +558,15 @@ static void sum_gc(struct renderer *renderer, const cJSON *reply)
 	       flag_of(reply, "dry_run") ? "would be removed" : "removed");
 }
 
+static void sum_webhook(struct renderer *renderer, const cJSON *reply)
+{
+	if (!renderer->quiet && has(reply, "webhook"))
+		printf("webhook %s of %s is %s\n", text_of(reply, "webhook"),
+		       text_of(reply, "branch"), flag_of(reply, "removed") ? "gone" : "set");
+	else if (!renderer->quiet && !renderer->rows)
+		printf("%s has no webhooks\n", text_of(reply, "branch"));
+}
+
 static void sum_stats(struct renderer *renderer, const cJSON *reply)
 {
 	const cJSON *item;
@@ -565,7 +601,7 @@ static const struct {
         {"fsck", NULL, sum_fsck},         {"gc", NULL, sum_gc},
         {"stats", NULL, sum_stats},       {"show", sum_show, NULL},
         {"warm", NULL, sum_warm},         {"protect", NULL, sum_protect},
-        {"unprotect", NULL, sum_protect},
+        {"webhook", NULL, sum_webhook},   {"unprotect", NULL, sum_protect},
 };
 
 void render_reply(struct renderer *renderer, const cJSON *reply)

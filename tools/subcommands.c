@@ -249,6 +249,38 @@ const struct subcommand subcommands[] = {
          .summary = "lift what protect said",
          .text = "Audits and webhooks stay configured. Of a deleted branch the name becomes free.",
          .words = {{"branch", WORD_REQUIRED}}},
+        {.name = "webhook",
+         .action = "list",
+         .usage = "list [BRANCH]",
+         .summary = "who is told what happens to a branch",
+         .words = {{"branch", WORD_BRANCH}}},
+        {.name = "webhook",
+         .action = "add",
+         .usage = "add BRANCH NAME URL [--event EVENT]... [--secret-file FILE]",
+         .summary = "have a receiver told, by every host",
+         .text = "JSON is posted to URL, and again until it is taken, for a day. Events: "
+                 "published, merged,\n"
+                 "committed, audit-failed, protection-changed; without --event all but "
+                 "committed. With\n"
+                 "--secret-file, an absolute path on every host, it is signed (see HOOKS AND "
+                 "WEBHOOKS in\n"
+                 "the manual). One of that name is replaced. Only root and the owner of the "
+                 "lake's\n"
+                 "directory may.",
+         .words = {{"branch", WORD_REQUIRED}, {"name", WORD_REQUIRED}, {"url", WORD_REQUIRED}},
+         .options = {{0, "event", "events", OPTION_LIST, "EVENT", "tell of this"},
+                     {0, "secret-file", "secret_file", OPTION_STRING, "FILE",
+                      "the key that deliveries are signed with"}}},
+        {.name = "webhook",
+         .action = "remove",
+         .usage = "remove BRANCH NAME",
+         .summary = "tell a receiver no more",
+         .words = {{"branch", WORD_REQUIRED}, {"name", WORD_REQUIRED}}},
+        {.name = "webhook",
+         .action = "test",
+         .usage = "test BRANCH [NAME]",
+         .summary = "send an event \"test\" now and say what the receiver answers",
+         .words = {{"branch", WORD_REQUIRED}, {"name", WORD_OPTIONAL}}},
         {.name = "refresh",
          .usage = "[BRANCH]",
          .summary = "look at the store for a branch's newest commit now",

@@ -2,108 +2,20 @@
  * command_merge — merge, revert, cherry-pick: each is a three-way merge of trees, prepared as a
  * real commit and published by one move of the branch, or repeated when the branch moved first.
  */
+#include "fs/conflicts.h"
 #include "fs/publish.h"
 
 #include <stdio.h>
 #include <unistd.h>
 
-#define CONFLICTS_SHOWN_MAX 10000
-
-/* -- the reply -- */
-
-static void reply_conflict_side(cJSON *object, const char *name, const struct tree_entry *entry)
-{
-	if (!entry)
-		return;
-	cJSON *side = cJSON_AddObjectToObject(object, name);
-	char mode[16];
-	snprintf(mode, sizeof mode, "%06o", entry->attributes.mode);
-	cJSON_AddStringToObject(side, "mode", mode);
-	cJSON_AddNumberToObject(side, "size", (double)entry->content.size);
-	reply_id(side, "content", &entry->content.pointer.id);
-}
-
-int reply_conflicts(struct command *command, const struct merge_result *result)
-{
-	cJSON *array = cJSON_AddArrayToObject(command->reply, "conflicts");
-	for (size_t i = 0; i < result->conflict_count; i++) {
-		const struct conflict *conflict = &result->conflicts[i];
-		cJSON *object = cJSON_CreateObject();
-		reply_path(object, "path", conflict->path, strlen(conflict->path));
-		reply_conflict_side(object, "base", conflict->base);
-		reply_conflict_side(object, "source", conflict->source);
-		reply_conflict_side(object, "target", conflict->target);
-		cJSON_AddItemToArray(array, object);
-	}
-	if (!result->conflict_count)
-		return 0;
-	return fail(
-	        command->message, -ERR_CONFLICT,
-	        "%zu conflict%s, first '%s'; nothing was changed. Choose with --take source:PATH "
-	        "or --take target:PATH",
-	        result->conflict_count, result->conflict_count > 1 ? "s" : "",
-	        result->conflicts[0].path);
-}
-
 /* -- merge -- */
-
-struct takes {
-	struct take *items;
-	size_t count;
-};
-
-static void takes_release(struct takes *takes)
-{
-	for (size_t i = 0; i < takes->count; i++)
-		free((char *)takes->items[i].path);
-	free(takes->items);
-}
-
-static int parse_take(struct command *command, const char *text, struct take *ret_take)
-{
-	char path[PATH_BYTES_MAX];
-	const char *colon = strchr(text, ':');
-	size_t length = colon ? (size_t)(colon - text) : 0;
-	if (length == 6 && strncmp(text, "source", 6) == 0)
-		ret_take->side = SIDE_SOURCE;
-	else if (length == 6 && strncmp(text, "target", 6) == 0)
-		ret_take->side = SIDE_TARGET;
-	else
-		return fail(command->message, -ERR_INVALID,
-		            "--take needs source:PATH or target:PATH, not '%s'", text);
-	int error = path_normalise(colon + 1, path, command->message);
-	if (error < 0)
-		return error;
-	ret_take->path = strdup(path);
-	return ret_take->path ? 0 : -ERR_NO_MEMORY;
-}
-
-static int argument_takes(struct command *command, struct takes *ret_takes)
-{
-	const cJSON *array = cJSON_GetObjectItemCaseSensitive(command->request, "take"), *item;
-	if (!array)
-		return 0;
-	ret_takes->items = calloc((size_t)cJSON_GetArraySize(array) + 1, sizeof *ret_takes->items);
-	if (!ret_takes->items)
-		return -ERR_NO_MEMORY;
-	cJSON_ArrayForEach (item, array) {
-		int error = cJSON_IsString(item)
-		                    ? parse_take(command, item->valuestring,
-		                                 &ret_takes->items[ret_takes->count])
-		                    : fail(command->message, -ERR_INVALID, "take is not a string");
-		if (error < 0)
-			return error;
-		ret_takes->count++;
-	}
-	return 0;
-}
 
 struct merge_request {
 	const char *source_name;
 	const char *text;
 	struct commit *source;
 	struct worktree *target;
-	struct takes takes;
+	struct take_list takes;
 };
 
 static void merge_request_release(struct merge_request *request)
@@ -111,17 +23,14 @@ static void merge_request_release(struct merge_request *request)
 	free(request->source);
 	if (request->target)
 		worktree_unref(request->target);
-	takes_release(&request->takes);
+	take_list_release(&request->takes);
 }
 
 static int merge_source(struct command *command, const struct proposal *proposal,
                         const struct commit *head, struct packer *packer,
                         struct merge_result *ret_result, bool *ret_nothing)
 {
-	const struct takes *takes = proposal->context;
-	struct merge_options options = {.takes = takes->items,
-	                                .take_count = takes->count,
-	                                .conflicts_max = CONFLICTS_SHOWN_MAX};
+	const struct merge_options options = conflict_options(proposal->context);
 	bool fast_forward = false;
 	return merge_commits(command->lake->history, command->lake->odb, packer, proposal->source,
 	                     head, &options, ret_result, &fast_forward, ret_nothing,
@@ -209,7 +118,8 @@ int command_merge(struct command *command)
 struct application {
 	struct merge_side from;
 	struct merge_side to;
-	struct takes takes;
+	struct id from_commit, to_commit; /* zero: before the first commit */
+	struct take_list takes;
 };
 
 static int apply_to(struct command *command, const struct proposal *proposal,
@@ -218,11 +128,14 @@ static int apply_to(struct command *command, const struct proposal *proposal,
 {
 	const struct application *application = proposal->context;
 	const struct merge_side target = side_of(head);
-	struct merge_options options = {.takes = application->takes.items,
-	                                .take_count = application->takes.count,
-	                                .conflicts_max = CONFLICTS_SHOWN_MAX};
+	const struct merge_options options = conflict_options(&application->takes);
 	int error = merge_trees(command->lake->odb, packer, &application->from, &application->to,
 	                        &target, &options, ret_result, command->message);
+	if (!error) {
+		ret_result->base = application->from_commit;
+		ret_result->source = application->to_commit;
+		ret_result->target = head->self.id;
+	}
 	*ret_nothing = !error && !ret_result->conflict_count &&
 	               id_equal(&ret_result->tree.id, &head->tree.id);
 	return error;
@@ -230,7 +143,7 @@ static int apply_to(struct command *command, const struct proposal *proposal,
 
 /* The commit and the parent (--mainline N, default 1) its change is measured against. */
 static int change_of(struct command *command, struct commit **ret_commit,
-                     struct merge_side *ret_before)
+                     struct merge_side *ret_before, struct id *ret_parent)
 {
 	CLEANUP(commit_pointer_free) struct commit *commit = NULL;
 	CLEANUP(commit_pointer_free) struct commit *parent = NULL;
@@ -240,6 +153,7 @@ static int change_of(struct command *command, struct commit **ret_commit,
 		return error;
 	if (!commit->parent_count) {
 		*ret_before = (struct merge_side){.root = commit->root};
+		*ret_parent = id_zero;
 	} else if (mainline < 1 || mainline > (double)commit->parent_count) {
 		return fail(command->message, -ERR_INVALID, "that commit has %zu parent%s",
 		            commit->parent_count, commit->parent_count > 1 ? "s" : "");
@@ -249,6 +163,7 @@ static int change_of(struct command *command, struct commit **ret_commit,
 		if (error < 0)
 			return error;
 		*ret_before = side_of(parent);
+		*ret_parent = parent->self.id;
 	}
 	*ret_commit = steal(&commit);
 	return 0;
@@ -261,10 +176,11 @@ static int apply_change(struct command *command, const char *target, bool backwa
 	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
 	CLEANUP(commit_pointer_free) struct commit *commit = NULL;
 	struct merge_side before;
+	struct id parent;
 	const char *given, *revision;
 	char hex[ID_HEX + 1], note[64];
 	CLEANUP(free_pointer) char *text = NULL;
-	CLEANUP(takes_release) struct takes takes = {0};
+	CLEANUP(take_list_release) struct take_list takes = {0};
 
 	int error = target_of(command, target, &worktree);
 	if (!error)
@@ -272,7 +188,7 @@ static int apply_change(struct command *command, const char *target, bool backwa
 	if (!error)
 		error = argument_required(command, "revision", &revision);
 	if (!error)
-		error = change_of(command, &commit, &before);
+		error = change_of(command, &commit, &before, &parent);
 	if (!error)
 		error = argument_takes(command, &takes);
 	if (error < 0)
@@ -287,6 +203,8 @@ static int apply_change(struct command *command, const char *target, bool backwa
 	const struct application application = {
 	        .from = backwards ? side_of(commit) : before,
 	        .to = backwards ? before : side_of(commit),
+	        .from_commit = backwards ? commit->self.id : parent,
+	        .to_commit = backwards ? parent : commit->self.id,
 	        .takes = takes,
 	};
 	struct meta_pair meta = {.key = backwards ? "reverts" : "cherry-picked-from", .value = hex};

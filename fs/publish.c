@@ -5,6 +5,7 @@
  * to do or a refusal, is not believed before the branch was asked.
  */
 #include "fs/publish.h"
+#include "fs/conflicts.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -393,7 +394,7 @@ static int attempt(struct command *command, const struct proposal *proposal,
 	if (!error)
 		error = proposal->merge(command, proposal, candidate.head, candidate.packer,
 		                        &candidate.result, &nothing);
-	if (guess && (error == -ERR_REFUSED ||
+	if (guess && (error == -ERR_REFUSED || error == -ERR_NOT_FOUND ||
 	              (!error && (nothing || candidate.result.conflict_count))))
 		return ask(attempts);
 	if (!error)

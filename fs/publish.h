@@ -35,12 +35,9 @@ struct proposal {
 	proposal_merge_fn *merge;
 	const void *context; /* for `merge` */
 };
-/* In the reply: what did not merge; -ERR_CONFLICT unless there is nothing (fs/command_merge.c). */
-int reply_conflicts(struct command *command, const struct merge_result *result);
-
-/* The reply gets "commit", "changed", "up_to_date", "conflicts", "changes", "checks", "verdict", "candidate", "at".
- * -ERR_CONFLICT: nothing was changed; -ERR_REFUSED: by the branch's protection, a hook or an
- * audit; -ERR_MOVED: the branch kept moving. */
+/* The reply gets "commit", "changed", "up_to_date", "conflicts", "changes", "checks", "verdict",
+ * "candidate", "at". -ERR_CONFLICT: nothing was changed; -ERR_REFUSED: by the branch's protection,
+ * a hook or an audit; -ERR_MOVED: the branch kept moving. */
 int publish(struct command *command, const struct proposal *proposal);
 
 #endif

@@ -11,7 +11,9 @@
  * other side did in there is a conflict, unless it only removed things.
  *
  * A `take` decides about its path and all below it, conflict or not: what is taken is one side's
- * state, whole, since the files of a table belong together. The longest matching path counts.
+ * state, whole, since the files of a table belong together (merge_take.c).
+ *
+ * A directory that the hook merges is not gone through at all.
  */
 #include "refs/entry.h"
 #include "refs/merge_internal.h"
@@ -27,36 +29,21 @@ enum { SIDE_NONE = 0 };
 struct merge {
 	struct odb *odb;
 	struct packer *packer;
-	const struct take *takes;
-	size_t take_count;
+	struct takes takes;
+	merge_directory_fn *hook; /* may be NULL */
+	void *context;
 	bool virtual; /* leave unresolved entries instead of listing conflicts */
 	struct message *message;
 	struct buffer path; /* NUL-terminated; length counts the NUL */
 	unsigned depth;
-	struct conflict *conflicts;
-	size_t conflict_count, conflict_capacity, conflicts_max;
+	struct conflicts conflicts;
+	size_t conflicts_max;
 };
-
-static void conflicts_free(struct conflict *conflicts, size_t count)
-{
-	for (size_t i = 0; i < count; i++) {
-		free(conflicts[i].path);
-		free(conflicts[i].base);
-		free(conflicts[i].source);
-		free(conflicts[i].target);
-	}
-	free(conflicts);
-}
-
-void merge_result_release(struct merge_result *result)
-{
-	conflicts_free(result->conflicts, result->conflict_count);
-	*result = (struct merge_result){0};
-}
 
 static void merge_release(struct merge *merge)
 {
-	conflicts_free(merge->conflicts, merge->conflict_count);
+	takes_release(&merge->takes);
+	conflicts_release(&merge->conflicts);
 	buffer_release(&merge->path);
 }
 
@@ -95,27 +82,15 @@ static void leave(struct merge *merge, size_t before)
 }
 
 /* What the current path is taken from. */
-static int side_taken(const struct merge *merge)
+static int side_taken(struct merge *merge)
 {
-	int side = SIDE_NONE;
-	size_t longest = 0;
-	for (size_t i = 0; i < merge->take_count; i++) {
-		const struct take *take = &merge->takes[i];
-		if (path_within(path_of(merge), take->path) && strlen(take->path) >= longest) {
-			longest = strlen(take->path);
-			side = take->side;
-		}
-	}
-	return side;
+	return takes_side(&merge->takes, path_of(merge));
 }
 
-static bool takes_below(const struct merge *merge)
+/* Whether takes may decide about something below the current path. */
+static bool decided_below(const struct merge *merge)
 {
-	for (size_t i = 0; i < merge->take_count; i++)
-		if (path_within(merge->takes[i].path, path_of(merge)) &&
-		    strcmp(merge->takes[i].path, path_of(merge)) != 0)
-			return true;
-	return false;
+	return takes_below(&merge->takes, path_of(merge));
 }
 
 /* -- what both sides changed in one directory, by name -- */
@@ -222,14 +197,14 @@ enum decision { KEEP_TARGET, TAKE_SOURCE, RESOLVE };
 static int decide(struct merge *merge, const struct roots *roots, const struct joined *joined,
                   enum decision *ret_decision)
 {
-	if (merge->take_count > 0) {
+	if (merge->takes.count > 0) {
 		size_t before;
 		int error =
 		        enter(merge, either(joined->base, joined->source, joined->target), &before);
 		if (error)
 			return error;
 		int side = side_taken(merge);
-		bool below = takes_below(merge);
+		bool below = decided_below(merge);
 		leave(merge, before);
 		if (side || below) {
 			*ret_decision = below                 ? RESOLVE
@@ -268,33 +243,17 @@ static int replace_by(struct merge *merge, const struct tree_entry *entry,
 	return 0;
 }
 
-/* An entry for a conflict's report; what a virtual base left unresolved is no base to show. */
-static int copy_entry(const struct tree_entry *entry, struct tree_entry **ret_copy)
+static int listed(struct merge *merge, int error)
 {
-	*ret_copy = NULL;
-	if (!entry || entry_is_unresolved(entry))
-		return 0;
-	*ret_copy = tree_entry_copy(entry);
-	return *ret_copy ? 0 : -ERR_NO_MEMORY;
+	if (error)
+		return no_memory(merge);
+	return merge->conflicts.count >= merge->conflicts_max ? STOP : 0;
 }
 
 static int list_conflict(struct merge *merge, const struct joined *joined)
 {
-	if (merge->conflict_count == merge->conflict_capacity) {
-		size_t capacity = merge->conflict_capacity ? merge->conflict_capacity * 2 : 16;
-		struct conflict *grown = reallocarray(merge->conflicts, capacity, sizeof(*grown));
-		if (!grown)
-			return no_memory(merge);
-		merge->conflicts = grown;
-		merge->conflict_capacity = capacity;
-	}
-	struct conflict *conflict = &merge->conflicts[merge->conflict_count++];
-	*conflict = (struct conflict){.path = strdup(path_of(merge))};
-	if (!conflict->path || copy_entry(joined->base, &conflict->base) < 0 ||
-	    copy_entry(joined->source, &conflict->source) < 0 ||
-	    copy_entry(joined->target, &conflict->target) < 0)
-		return no_memory(merge);
-	return merge->conflict_count >= merge->conflicts_max ? STOP : 0;
+	return listed(merge, conflicts_add(&merge->conflicts, path_of(merge), joined->base,
+	                                   joined->source, joined->target));
 }
 
 static int conflict_here(struct merge *merge, const struct joined *joined,
@@ -364,6 +323,59 @@ static void merged_release(struct merged_attributes *merged)
 	buffer_release(&merged->xattrs);
 }
 
+/* -- a directory that somebody knows how to merge -- */
+
+/* Takes are for single paths in there, so whoever gave them looks after the rest, too. */
+static int taken_apart(struct merge *merge, const struct roots *roots, bool *ret_apart)
+{
+	CLEANUP(join_release) struct join join = {0};
+	*ret_apart = false;
+	if (!decided_below(merge))
+		return 0;
+	int error = join_open(merge, roots, &join);
+	while (!error && !*ret_apart) {
+		struct joined joined;
+		size_t before;
+		error = join_next(merge, &join, &joined);
+		if (!error)
+			error = enter(merge, either(joined.base, joined.source, joined.target),
+			              &before);
+		if (error)
+			break;
+		*ret_apart = side_taken(merge) != SIDE_NONE;
+		leave(merge, before);
+	}
+	return error == -ERR_NOT_FOUND ? 0 : error;
+}
+
+/* Both sides have the directory. *ret_root only when *ret_done. */
+static int merge_by_hook(struct merge *merge, const struct roots *roots, struct pointer *ret_root,
+                         bool *ret_done)
+{
+	CLEANUP(directory_result_release) struct directory_result result = {0};
+	struct directory_merge directory = {path_of(merge), roots->base, roots->source,
+	                                    roots->target};
+	bool apart;
+	*ret_done = false;
+	if (!merge->hook || merge->virtual || side_taken(merge) ||
+	    id_equal(&roots->base.id, &roots->source.id) ||
+	    id_equal(&roots->base.id, &roots->target.id) ||
+	    id_equal(&roots->source.id, &roots->target.id))
+		return 0;
+	int error = taken_apart(merge, roots, &apart);
+	if (error || apart)
+		return error;
+	error = merge->hook(merge->context, merge->odb, merge->packer, &directory, &result,
+	                    merge->message);
+	if (error || result.verdict == DIRECTORY_NOT_MINE)
+		return error;
+	*ret_done = true;
+	*ret_root = result.verdict == DIRECTORY_MERGED ? result.tree : roots->target;
+	if (result.verdict == DIRECTORY_MERGED)
+		return 0;
+	return listed(merge, conflicts_add_table(&merge->conflicts, directory.path, &result));
+}
+
 /* At least one side has a directory here, and the other one nothing or one too. */
 static int resolve_directory(struct merge *merge, const struct roots *roots,
                              const struct joined *joined, struct resolution *ret_resolution)
@@ -381,8 +393,11 @@ static int resolve_directory(struct merge *merge, const struct roots *roots,
 		below.gone = SIDE_TARGET;
 	CLEANUP(merged_release) struct merged_attributes merged = {0};
 	struct pointer root;
+	bool done = false;
 	int error = merge_directory_attributes(merge, joined, only, &merged);
-	if (!error)
+	if (!error && !only)
+		error = merge_by_hook(merge, &below, &root, &done);
+	if (!error && !done)
 		error = merge_directory(merge, &below, &root);
 	if (error)
 		return error;
@@ -465,7 +480,7 @@ static int resolve(struct merge *merge, const struct roots *roots, const struct 
 	                   (!source || entry_is_directory(source)) &&
 	                   (!target || entry_is_directory(target));
 	int side = side_taken(merge);
-	if (directories && takes_below(merge))
+	if (directories && decided_below(merge))
 		return resolve_directory(merge, roots, joined, ret_resolution);
 	if (side)
 		return replace_by(merge, side == SIDE_SOURCE ? source : target, ret_resolution);
@@ -578,7 +593,7 @@ static bool shortcut(const struct merge *merge, const struct roots *roots, struc
 {
 	bool source_as_base = id_equal(&roots->source.id, &roots->base.id);
 	bool target_as_base = id_equal(&roots->target.id, &roots->base.id);
-	if (merge->take_count > 0 && takes_below(merge))
+	if (merge->takes.count > 0 && decided_below(merge))
 		return false;
 	if (target_as_base && roots->gone != SIDE_TARGET)
 		*ret_root = roots->source;
@@ -602,7 +617,7 @@ static int merge_directory(struct merge *merge, const struct roots *roots, struc
 		error = resolve_all(&directory);
 	if (error)
 		return error;
-	if (merge->conflict_count > 0) {
+	if (merge->conflicts.count > 0) {
 		*ret_root = roots->target; /* nothing of the result counts */
 		return 0;
 	}
@@ -633,7 +648,7 @@ static int merge_sides(struct merge *merge, const struct merge_side *base,
 	if (buffer_check(&merge->path))
 		return no_memory(merge);
 	int side = side_taken(merge);
-	if (side && !takes_below(merge)) {
+	if (side && !decided_below(merge)) {
 		*ret_merged = side == SIDE_SOURCE ? *source : *target;
 		return 0;
 	}
@@ -675,6 +690,15 @@ int count_changes(struct odb *odb, const struct pointer *before, const struct po
 	return error;
 }
 
+static int gather_conflicts(struct merge *merge, const struct merge_side *base,
+                            const struct merge_side *source, const struct merge_side *target)
+{
+	struct tree_entry roots[] = {root_entry(base), root_entry(source), root_entry(target)};
+	int error = conflicts_gather(&merge->conflicts, merge->odb, &roots[0], &roots[1], &roots[2],
+	                             merge->message);
+	return error == -ERR_NO_MEMORY ? no_memory(merge) : error;
+}
+
 int merge_trees(struct odb *odb, struct packer *packer, const struct merge_side *base,
                 const struct merge_side *source, const struct merge_side *target,
                 const struct merge_options *options, struct merge_result *ret_result,
@@ -684,8 +708,8 @@ int merge_trees(struct odb *odb, struct packer *packer, const struct merge_side 
 	struct merge merge = {
 	        .odb = odb,
 	        .packer = packer,
-	        .takes = options ? options->takes : NULL,
-	        .take_count = options ? options->take_count : 0,
+	        .hook = options ? options->directory : NULL,
+	        .context = options ? options->context : NULL,
 	        .message = message,
 	        .conflicts_max = options ? options->conflicts_max : 0,
 	};
@@ -693,20 +717,26 @@ int merge_trees(struct odb *odb, struct packer *packer, const struct merge_side 
 		merge.conflicts_max = CONFLICTS_MAX_DEFAULT;
 	struct merge_side merged = *target;
 	uint64_t changed = 0;
+	if (options && takes_init(&merge.takes, options->takes, options->take_count) < 0)
+		return no_memory(&merge);
 	int error = merge_sides(&merge, base, source, target, &merged);
 	if (error == STOP)
 		error = 0;
-	if (!error && merge.conflict_count == 0)
+	if (!error)
+		error = takes_check(&merge.takes, odb, &source->tree, &target->tree, message);
+	if (!error && merge.conflicts.count > 0)
+		error = gather_conflicts(&merge, base, source, target);
+	else if (!error)
 		error = count_changes(odb, &target->tree, &merged.tree, &changed, message);
 	if (error)
 		return error;
 	*ret_result = (struct merge_result){
 	        .tree = merged.tree,
 	        .root = merged.root,
-	        .conflicts = steal(&merge.conflicts),
-	        .conflict_count = merge.conflict_count,
+	        .conflicts = steal(&merge.conflicts.items),
+	        .conflict_count = merge.conflicts.count,
 	        .changed = changed,
 	};
-	merge.conflict_count = 0;
+	merge.conflicts.count = 0;
 	return 0;
 }

@@ -174,6 +174,12 @@ int merge_commits(struct history *history, struct odb *odb, struct packer *packe
 	if (up_to_date || fast_forward) {
 		*ret_up_to_date = up_to_date;
 		*ret_fast_forward = fast_forward;
+		CLEANUP(takes_release) struct takes given = {0};
+		if (takes && takes_init(&given, options->takes, options->take_count) < 0)
+			return fail(message, -ERR_NO_MEMORY, "out of memory while merging");
+		error = takes_check(&given, odb, &source->tree, &target->tree, message);
+		if (error)
+			return error;
 		return result_is(odb, fast_forward ? source : target, target, ret_result, message);
 	}
 	*ret_up_to_date = *ret_fast_forward = false;
@@ -186,5 +192,11 @@ int merge_commits(struct history *history, struct odb *odb, struct packer *packe
 	/* Unrelated histories: nothing is known of the root, so the target's stays. */
 	if (count == 0)
 		base.root = source->root;
-	return merge_trees(odb, packer, &base, &sides[0], &sides[1], options, ret_result, message);
+	error = merge_trees(odb, packer, &base, &sides[0], &sides[1], options, ret_result, message);
+	if (error)
+		return error;
+	ret_result->base = count == 1 ? bases[0].id : id_zero;
+	ret_result->source = source->self.id;
+	ret_result->target = target->self.id;
+	return 0;
 }

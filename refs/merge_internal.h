@@ -15,6 +15,43 @@ int merge_virtually(struct odb *odb, struct packer *packer, const struct merge_s
                     const struct merge_side *source, const struct merge_side *target,
                     struct merge_side *ret_merged, struct message *message);
 
+/* -- which side a path is taken from (merge_take.c) -- */
+
+struct takes {
+	const struct take *items;
+	size_t count;
+	bool *used; /* of each: it named a path that was looked at */
+};
+int takes_init(struct takes *takes, const struct take *items, size_t count); /* borrows */
+void takes_release(struct takes *takes);
+/* enum side, or 0: not decided by a take. */
+int takes_side(struct takes *takes, const char *path);
+/* Some take may name something below `path` that it does not name by `path` itself. */
+bool takes_below(const struct takes *takes, const char *path);
+/* -ERR_NOT_FOUND + message when one was not used and names nothing on either side. */
+int takes_check(const struct takes *takes, struct odb *odb, const struct pointer *source,
+                const struct pointer *target, struct message *message);
+
+/* -- conflicts (merge_conflict.c) -- */
+
+struct conflicts {
+	struct conflict *items;
+	size_t count, capacity;
+};
+void conflicts_release(struct conflicts *conflicts);
+/* Entries are copied; NULL: absent. */
+int conflicts_add(struct conflicts *conflicts, const char *path, const struct tree_entry *base,
+                  const struct tree_entry *source, const struct tree_entry *target);
+/* Takes what it needs out of `result`, which is about `directory`. */
+int conflicts_add_table(struct conflicts *conflicts, const char *directory,
+                        struct directory_result *result);
+void directory_result_release(struct directory_result *result);
+/* At the end: what lies within a table that conflicts becomes part of the table's conflict. The
+ * entries are the roots of the sides. */
+int conflicts_gather(struct conflicts *conflicts, struct odb *odb, const struct tree_entry *base,
+                     const struct tree_entry *source, const struct tree_entry *target,
+                     struct message *message);
+
 /* -- one entry (merge_entry.c) -- */
 
 /* True for an entry that merge_virtually left: of a kind no tree of a commit can hold. */

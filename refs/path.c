@@ -152,18 +152,22 @@ static bool is_any_depth(const char *component, size_t length)
 
 /* The same search as within a component, with "**" for the star. The end of the pattern is a match,
  * whatever is left of the path. */
-bool path_glob_match(const char *pattern, const char *path)
+bool path_glob_find(const char *pattern, const char *path, unsigned *ret_depth)
 {
 	const char *star = NULL, *star_path = NULL;
+	unsigned depth = 0, star_depth = 0;
 	for (;;) {
 		const char *pattern_after = pattern, *path_after = path;
 		size_t wanted_length, length;
 		const char *wanted = component_next(&pattern_after, &wanted_length);
-		if (!wanted)
+		if (!wanted) {
+			*ret_depth = depth;
 			return true;
+		}
 		if (is_any_depth(wanted, wanted_length)) {
 			star = pattern = pattern_after;
 			star_path = path;
+			star_depth = depth;
 			continue;
 		}
 		const char *name = component_next(&path_after, &length);
@@ -172,14 +176,22 @@ bool path_glob_match(const char *pattern, const char *path)
 		if (component_matches(wanted, wanted_length, name, length)) {
 			pattern = pattern_after;
 			path = path_after;
+			depth++;
 		} else if (star) {
 			component_next(&star_path, &length);
 			pattern = star;
 			path = star_path;
+			depth = ++star_depth;
 		} else {
 			return false;
 		}
 	}
+}
+
+bool path_glob_match(const char *pattern, const char *path)
+{
+	unsigned depth;
+	return path_glob_find(pattern, path, &depth);
 }
 
 bool path_glob_reaches(const char *pattern, const char *directory)

@@ -27,6 +27,8 @@ int path_normalise(const char *path, char ret_path[PATH_BYTES_MAX], struct messa
 /* Cost: the length of the pattern times that of the path, at worst. Malformed parts match nothing.
  */
 bool path_glob_match(const char *pattern, const char *path);
+/* The same; *ret_depth: how many components of the path the match needs, the fewest that do. */
+bool path_glob_find(const char *pattern, const char *path, unsigned *ret_depth);
 /* Whether the pattern can match `directory`, what is below it, or both. */
 bool path_glob_reaches(const char *pattern, const char *directory);
 /* No pattern but a path: nothing in it is special. */

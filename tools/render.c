@@ -208,20 +208,45 @@ static void row_open(struct renderer *renderer, const cJSON *item)
 		       number_of(item, "pid"));
 }
 
+/* Where a side can be read, its commit's id cut to what a person can copy: the digits stay unique.
+ */
+static void print_at(const char *at)
+{
+	size_t start = 0, digits = 0;
+	for (const char *found = at; (found = strchr(found, '@')); found++)
+		if (strspn(found + 1, "0123456789abcdef") == ID_HEX)
+			start = (size_t)(found + 1 - at);
+	digits = strspn(at + start, "0123456789abcdef");
+	if (digits == ID_HEX)
+		printf("%.*s%s", (int)start + 12, at, at + start + ID_HEX);
+	else
+		printf("%s", at);
+}
+
 static void row_conflict(struct renderer *renderer, const cJSON *item)
 {
 	static const char *const sides[] = {"base", "source", "target"};
 	CLEANUP(free_pointer) char *path = path_of(item, "path");
-	printf("%sconflict%s  %s\n", paint(renderer, RED), paint(renderer, PLAIN),
-	       path ? path : "");
+	printf("%sconflict%s  %s  (%s)\n", paint(renderer, RED), paint(renderer, PLAIN),
+	       path ? path : "", text_of(item, "kind"));
+	if (has(item, "sentence"))
+		printf("    %s\n", text_of(item, "sentence"));
 	for (size_t i = 0; i < ARRAY_SIZE(sides); i++) {
 		const cJSON *side = cJSON_GetObjectItemCaseSensitive(item, sides[i]);
+		CLEANUP(free_pointer) char *at = side ? path_of(side, "at") : NULL;
+		bool directory = strncmp(text_of(side, "mode"), "04", 2) == 0;
 		char size[32];
-		if (side)
-			printf("    %-7s %.12s  %s\n", sides[i], text_of(side, "content"),
-			       size_text(number_of(side, "size"), size));
+		if (!side) {
+			printf("    %-7s %10s\n", sides[i], "(absent)");
+			continue;
+		}
+		printf("    %-7s %10s  ", sides[i],
+		       directory ? "directory" : size_text(number_of(side, "size"), size));
+		if (at && *at)
+			print_at(at);
 		else
-			printf("    %-7s (absent)\n", sides[i]);
+			printf("%.12s", text_of(side, "content"));
+		printf("\n");
 	}
 }
 

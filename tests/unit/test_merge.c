@@ -268,7 +268,83 @@ static void taking_a_side(void **state)
 	/* A change that only one side made can be refused too. */
 	check_taking(world, base, "a=2 b=2", "", TAKES(TARGET("a")), "a=1 b=2 d/x=1 d/y=1 ");
 	check_taking(world, base, "", "a=2 b=2", TAKES(SOURCE("a")), "a=1 b=2 d/x=1 d/y=1 ");
-	check_taking(world, base, "a=2", "", TAKES(TARGET("no/such")), "a=2 b=1 d/x=1 d/y=1 ");
+}
+
+static void check_take_of_nothing(struct world *world, const char *source_text,
+                                  const char *target_text, const char *path, bool found)
+{
+	struct pointer base = tree_with(world, pointer_none, "a=1 b=1 d/x=1 d/e/y=1");
+	struct merge_side sides[] = {side_of(base), side_of(tree_with(world, base, source_text)),
+	                             side_of(tree_with(world, base, target_text))};
+	struct take take = SOURCE(path);
+	struct merge_options options = {.takes = &take, .take_count = 1};
+	struct merge_result result = {0};
+	assert_int_equal(merge_trees(world->odb, world->packer, &sides[0], &sides[1], &sides[2],
+	                             &options, &result, &world->message),
+	                 found ? 0 : -ERR_NOT_FOUND);
+	merge_result_release(&result);
+}
+
+/* A take that names nothing is an error: it was meant to decide about something. */
+static void takes_that_name_nothing(void **state)
+{
+	static const struct {
+		const char *path;
+		bool found;
+	} cases[] = {
+	        {"a", true},           {"b", true},     {"d/e/y", true}, {"d/e", true},
+	        {"**/y", true},        {"d/*/y", true}, {"[bc]", true},  {"", true},
+	        {"no/such", false},    {"d/z", false},  {"**/z", false}, {"d/*/z", false},
+	        {"a/x", false},        {"a/**", true},  {"e/**", false}, {"*/*/*/*", false},
+	        {"d/e/y/**/q", false},
+	};
+	struct world *world = *state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		check_take_of_nothing(world, "a=2", "", cases[i].path, cases[i].found);
+		check_take_of_nothing(world, "a=2", "a=3", cases[i].path, cases[i].found);
+		check_take_of_nothing(world, "", "", cases[i].path, cases[i].found);
+	}
+	/* Of what both removed there is nothing left, but it was decided about. */
+	check_take_of_nothing(world, "-d", "-d", "d", true);
+	check_take_of_nothing(world, "new/q=1", "", "new/q", true);
+	check_take_of_nothing(world, "", "new/q=1", "*/q", true);
+}
+
+static void taking_by_pattern(void **state)
+{
+	struct world *world = *state;
+	const char *base = "a=1 b=1 d/x=1 d/y=1";
+	check_taking(world, base, "a=2 b=2", "a=3 b=3", TAKES(SOURCE("*")), "a=2 b=2 d/x=1 d/y=1 ");
+	check_taking(world, base, "a=2 b=2 d/x=2", "a=3 b=3 d/x=3", TAKES(SOURCE("[ab]")),
+	             "! d/x ");
+	check_taking(world, base, "d/x=2 d/y=2 a=2", "d/x=3 d/y=3",
+	             TAKES(SOURCE("**/x"), TARGET("*/y")), "a=2 b=1 d/x=2 d/y=3 ");
+	check_taking(world, base, "a=2 d/x=2", "a=3 d/x=3", TAKES(TARGET("**")),
+	             "a=3 b=1 d/x=3 d/y=1 ");
+	/* What one side alone changed, added or removed is decided about as well. */
+	check_taking(world, base, "n/m/x=1 n/m/z=1", "d/x=3", TAKES(TARGET("**/x")),
+	             "a=1 b=1 d/x=3 d/y=1 n/m/z=1 ");
+	check_taking(world, base, "-d", "d/x=3", TAKES(SOURCE("**/x")), "a=1 b=1 ");
+	check_taking(world, base, "", "d/x=3 n/x=2 a=2", TAKES(SOURCE("*/x")),
+	             "a=2 b=1 d/x=1 d/y=1 n/ ");
+	/* The path itself before a directory above; a name before a pattern; then the last. */
+	check_taking(world, base, "d/x=2 d/y=2", "d/x=3 d/y=3", TAKES(SOURCE("d/*"), TARGET("d")),
+	             "a=1 b=1 d/x=2 d/y=2 ");
+	check_taking(world, base, "d/x=2 d/y=2", "d/x=3 d/y=3", TAKES(SOURCE("d"), TARGET("**/y")),
+	             "a=1 b=1 d/x=2 d/y=3 ");
+	check_taking(world, base, "d/x=2 d/y=2", "d/x=3 d/y=3", TAKES(TARGET("d/x"), SOURCE("d/*")),
+	             "a=1 b=1 d/x=3 d/y=2 ");
+	check_taking(world, base, "a=2", "a=3", TAKES(SOURCE("?"), TARGET("*")),
+	             "a=3 b=1 d/x=1 d/y=1 ");
+	check_taking(world, base, "a=2", "a=3", TAKES(TARGET("a"), SOURCE("a")),
+	             "a=2 b=1 d/x=1 d/y=1 ");
+	/* What has the pattern for its name is named by it; the rest is matched. */
+	check_taking(world, "[ab]=1 a=1", "[ab]=2 a=2", "[ab]=3 a=3",
+	             TAKES(SOURCE("[ab]"), TARGET("*")), "[ab]=2 a=3 ");
+	check_taking(world, "[ab]=1 a=1", "[ab]=2 a=2", "[ab]=3 a=3",
+	             TAKES(TARGET("a"), SOURCE("[ab]")), "[ab]=2 a=3 ");
+	check_taking(world, "[ab]=1 a=1", "[ab]=2 a=2", "[ab]=3 a=3",
+	             TAKES(TARGET("a"), SOURCE("\\[ab]")), "[ab]=2 a=3 ");
 }
 
 static void conflicts_tell_the_three_sides(void **state)
@@ -627,6 +703,8 @@ int main(void)
 	        TEST(attributes_merge_by_themselves),
 	        TEST(times_never_conflict),
 	        TEST(taking_a_side),
+	        TEST(taking_by_pattern),
+	        TEST(takes_that_name_nothing),
 	        TEST(conflicts_tell_the_three_sides),
 	        TEST(changed_counts_paths_against_the_target),
 	        TEST(criss_cross),

@@ -109,6 +109,27 @@ static void test_components(void **state)
 	check(cases, ARRAY_SIZE(cases));
 }
 
+static void test_depth(void **state)
+{
+	static const struct {
+		const char *pattern, *path;
+		unsigned depth;
+	} cases[] = {
+	        {"", "a/b", 0},
+	        {"**", "a/b", 0},
+	        {"a", "a/b", 1},
+	        {"*/b", "a/b/c", 2},
+	        {"**/b", "a/b/b/b", 2},
+	        {"**/b/**/d", "b/c/d/d", 3},
+	        {"a/**/c/d", "a/c/c/d/e", 4},
+	};
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		unsigned depth = 99;
+		assert_true(path_glob_find(cases[i].pattern, cases[i].path, &depth));
+		assert_int_equal(depth, cases[i].depth);
+	}
+}
+
 static void test_reach(void **state)
 {
 	assert_true(path_glob_reaches("a/*/c", ""));
@@ -175,7 +196,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	        cmocka_unit_test(test_within_a_component),
 	        cmocka_unit_test(test_components),
+	        cmocka_unit_test(test_depth),
 	        cmocka_unit_test(test_reach),
+	        cmocka_unit_test(test_depth),
 	        cmocka_unit_test(test_check),
 	        cmocka_unit_test(test_no_blow_up),
 	};

@@ -85,8 +85,11 @@ int command_show(struct command *command)
 	command->reply = reply_commit(commit);
 	if (warnings)
 		cJSON_AddItemToObject(command->reply, "warnings", warnings);
-	return list_difference(command, parent ? &parent->tree : &pointer_none, &commit->tree,
-	                       &everything);
+	error = list_difference(command, parent ? &parent->tree : &pointer_none, &commit->tree,
+	                        &everything);
+	if (!error)
+		reply_audits(command, &commit->self.id);
+	return error;
 }
 
 /* A change of a path since a revision is the composition of what was committed since and what is

@@ -72,6 +72,9 @@ int command_administrator(struct command *command, const char *what);
 /* "protection" of `object`, unless there is none. */
 void reply_protection(cJSON *object, const struct protection *protection);
 struct merge_side side_of(const struct commit *commit);
+/* "audits" of the reply: what audits found of the commit, when there is something. That it cannot
+ * be known now is a warning. */
+void reply_audits(struct command *command, const struct id *commit);
 /* An item of the reply's "warnings". */
 void reply_warning(struct command *command, const char *format, ...)
         __attribute__((format(printf, 2, 3)));
@@ -100,7 +103,7 @@ command_fn command_log, command_show, command_annotate, command_diff;
 command_fn command_commit_run, command_status, command_restore, command_reset;
 command_fn command_refresh, command_protect, command_unprotect, command_webhook;
 command_fn command_merge, command_revert, command_cherry_pick;
-command_fn command_publish, command_audit_run;
+command_fn command_publish, command_audit_run, command_audit;
 command_fn command_ls, command_du, command_cat, command_warm;
 command_fn command_gc, command_fsck, command_doctor, command_stats;
 

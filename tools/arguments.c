@@ -374,14 +374,16 @@ int arguments_parse(const struct subcommand *subcommand, int argc, char **argv,
 	if (!error && !*ret_help)
 		error = parse_words(subcommand, before - optind, argv + optind, here, request,
 		                    message);
-	if (!error && before + 1 < argc && !subcommand->paths)
+	const char *after = subcommand->rest ? subcommand->rest : subcommand->paths;
+	if (!error && before + 1 < argc && !after)
 		error = fail(message, -ERR_INVALID, "%s takes no paths: lakectl %s %s",
 		             subcommand->name, subcommand->name, subcommand->usage);
-	cJSON *paths = !error && before + 1 < argc
-	                       ? cJSON_AddArrayToObject(request, subcommand->paths)
-	                       : NULL;
-	for (int i = before + 1; !error && paths && i < argc; i++)
-		error = add_path(paths, argv[i], here, message);
+	cJSON *list = !error && before + 1 < argc ? cJSON_AddArrayToObject(request, after) : NULL;
+	for (int i = before + 1; !error && list && i < argc; i++)
+		if (subcommand->rest)
+			cJSON_AddItemToArray(list, cJSON_CreateString(argv[i]));
+		else
+			error = add_path(list, argv[i], here, message);
 	if (error < 0) {
 		cJSON_Delete(request);
 		return error;

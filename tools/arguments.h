@@ -48,7 +48,8 @@ struct subcommand {
 	const char *text; /* more help; may be NULL */
 	struct word_spec words[WORDS_MAX];
 	struct option_spec options[OPTIONS_MAX];
-	const char *paths;   /* key of what follows "--"; NULL: nothing may */
+	const char *paths;   /* key of what follows "--", as paths below the branch's root */
+	const char *rest;    /* key of what follows "--", as it is. Neither: nothing may follow */
 	bool optional_first; /* the first word is the one left out when too few are given */
 };
 

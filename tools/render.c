@@ -176,11 +176,42 @@ static void row_change(struct renderer *renderer, const cJSON *item)
 	printf("\n");
 }
 
+/* Of the audit log: what every entry has, then the rest by name. */
+static void row_log(struct renderer *renderer, const cJSON *item)
+{
+	static const char *const first[] = {"time", "who", "what", "branch", "verdict", "commit"};
+	const cJSON *field;
+	if (has(item, "damaged")) {
+		printf("%sdamaged%s  %s: %s\n", paint(renderer, RED), paint(renderer, PLAIN),
+		       text_of(item, "key"), text_of(item, "damaged"));
+		return;
+	}
+	printf("%s  %-16s %-14s %s", text_of(item, "time"), text_of(item, "who"),
+	       text_of(item, "what"), text_of(item, "branch"));
+	if (has(item, "commit"))
+		printf("  %s%.12s%s", paint(renderer, YELLOW), text_of(item, "commit"),
+		       paint(renderer, PLAIN));
+	if (has(item, "verdict"))
+		printf("  %s", text_of(item, "verdict"));
+	cJSON_ArrayForEach (field, item) {
+		bool shown = !cJSON_IsString(field) || strlen(field->valuestring) == ID_HEX;
+		for (size_t i = 0; !shown && i < ARRAY_SIZE(first); i++)
+			shown = strcmp(field->string, first[i]) == 0;
+		if (!shown)
+			printf("  %s: %s", field->string, field->valuestring);
+	}
+	printf("\n");
+}
+
 static void row_entry(struct renderer *renderer, const cJSON *item)
 {
 	CLEANUP(free_pointer) char *path = path_of(item, "path");
 	const cJSON *commit = cJSON_GetObjectItemCaseSensitive(item, "commit");
 	char size[32];
+	if (strcmp(renderer->command, "audit") == 0) {
+		row_log(renderer, item);
+		return;
+	}
 	if (strcmp(renderer->command, "du") == 0) {
 		printf("%12s %10.0f files  %s\n", size_text(number_of(item, "bytes"), size),
 		       number_of(item, "files"), path ? path : "");
@@ -338,6 +369,36 @@ static void row_delivery(struct renderer *renderer, const cJSON *item)
 		printf(": %s\n", text_of(item, "trouble"));
 }
 
+static void print_words(const cJSON *words, const char *none)
+{
+	const cJSON *word;
+	if (!cJSON_GetArraySize(words))
+		printf(" %s", none);
+	cJSON_ArrayForEach (word, words)
+		printf(" %s", cJSON_IsString(word) ? word->valuestring : "?");
+}
+
+/* Of `audit list`: one that is configured. Of `show`: one verdict with its checks. */
+static void row_audit(struct renderer *renderer, const cJSON *item)
+{
+	const cJSON *checks = cJSON_GetObjectItemCaseSensitive(item, "checks"), *check;
+	if (has(item, "damaged")) {
+		printf("\n%saudit%s %s: %s\n", paint(renderer, RED), paint(renderer, PLAIN),
+		       text_of(item, "key"), text_of(item, "damaged"));
+	} else if (checks) {
+		printf("\naudited for %s by %s, %s: %s\n", text_of(item, "target"),
+		       text_of(item, "who"), text_of(item, "started"), text_of(item, "verdict"));
+		cJSON_ArrayForEach (check, checks)
+			row_verdict(renderer, check);
+	} else {
+		printf("%-20s", text_of(item, "name"));
+		print_words(cJSON_GetObjectItemCaseSensitive(item, "paths"), "every path");
+		printf(" ->");
+		print_words(cJSON_GetObjectItemCaseSensitive(item, "command"), "?");
+		printf("  (at most %.0f s)\n", number_of(item, "timeout_s"));
+	}
+}
+
 /* What a hook said, for people: standard output is the command's. */
 static void row_hook(struct renderer *renderer, const cJSON *item)
 {
@@ -355,7 +416,8 @@ static const struct {
         {"commits", row_commit},      {"changes", row_change},     {"entries", row_entry},
         {"open_for_write", row_open}, {"conflicts", row_conflict}, {"data", row_data},
         {"problems", row_problem},    {"checks", row_check},       {"warnings", row_warning},
-        {"hooks", row_hook},          {"webhooks", row_webhook},   {"deliveries", row_delivery},
+        {"hooks", row_hook},          {"audits", row_audit},       {"webhooks", row_webhook},
+        {"deliveries", row_delivery},
 };
 
 void render_item(struct renderer *renderer, const char *list, const cJSON *item)
@@ -430,6 +492,21 @@ static void sum_merge(struct renderer *renderer, const cJSON *reply)
 		printf("[%s %.12s] %.0f path%s changed\n", text_of(reply, "target"),
 		       text_of(reply, "commit"), number_of(reply, "changed"),
 		       plural(number_of(reply, "changed")));
+}
+
+static void sum_audit(struct renderer *renderer, const cJSON *reply)
+{
+	const char *branch = text_of(reply, "branch");
+	if (renderer->quiet)
+		return;
+	if (has(reply, "added"))
+		printf("%s is audited by %s\n", branch, text_of(reply, "added"));
+	else if (has(reply, "removed"))
+		printf("%s is no longer audited by %s\n", branch, text_of(reply, "removed"));
+	else if (flag_of(reply, "up_to_date"))
+		printf("%s has all of it already\n", text_of(reply, "target"));
+	else if (has(reply, "verdict"))
+		printf("it would pass; it can be read at %s\n", text_of(reply, "at"));
 }
 
 static void sum_diff(struct renderer *renderer, const cJSON *reply)
@@ -627,6 +704,7 @@ static const struct {
         {"stats", NULL, sum_stats},       {"show", sum_show, NULL},
         {"warm", NULL, sum_warm},         {"protect", NULL, sum_protect},
         {"webhook", NULL, sum_webhook},   {"unprotect", NULL, sum_protect},
+        {"audit", NULL, sum_audit},
 };
 
 void render_reply(struct renderer *renderer, const cJSON *reply)

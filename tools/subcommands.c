@@ -176,6 +176,54 @@ const struct subcommand subcommands[] = {
                      {0, "dry-run", "dry_run", OPTION_FLAG, NULL, "show what would change"},
                      {0, "take", "take", OPTION_LIST, "SIDE:PATH",
                       "source: or target: wins at PATH"}}},
+        {.name = "audit",
+         .action = "list",
+         .usage = "[list] [BRANCH]",
+         .summary = "which audits a branch has",
+         .words = {{"branch", WORD_REVISION}}},
+        {.name = "audit",
+         .action = "add",
+         .usage = "add BRANCH NAME [--path PATTERN]... [--timeout SECONDS] -- PROGRAM [ARG]...",
+         .summary = "have a program look at what is published to a branch",
+         .text = "PROGRAM is an absolute path, or the name of a file in `audits` of the lake's "
+                 "directory or\n"
+                 "among those installed. It runs as who publishes, in the tree that would be "
+                 "published, on\n"
+                 "whichever host that is. It ends with 0 when all is well; what it prints is kept "
+                 "with the\n"
+                 "commit (`lakectl show`). An audit of that name is replaced. Only root and the "
+                 "owner of the\n"
+                 "lake's directory may.",
+         .words = {{"branch", WORD_REQUIRED}, {"name", WORD_REQUIRED}},
+         .options = {{0, "path", "patterns", OPTION_LIST, "PATTERN",
+                      "only when a changed path matches (any)"},
+                     {0, "timeout", "timeout_s", OPTION_NUMBER, "SECONDS",
+                      "how long it may take (600)"}},
+         .rest = "program"},
+        {.name = "audit",
+         .action = "remove",
+         .usage = "remove BRANCH NAME",
+         .summary = "take an audit away from a branch",
+         .words = {{"branch", WORD_REQUIRED}, {"name", WORD_REQUIRED}}},
+        {.name = "audit",
+         .action = "run",
+         .usage = "run SOURCE [--into BRANCH] [--take source|target:PATH]...",
+         .summary = "what would a branch's audits say?",
+         .text = "As `lakectl publish`, but nothing moves. The verdict is kept with the commit "
+                 "that "
+                 "was\n"
+                 "prepared. Without --into: main.",
+         .words = {{"source", WORD_REQUIRED}},
+         .options = {{0, "into", "into", OPTION_STRING, "BRANCH", "the target (main)"},
+                     {0, "take", "take", OPTION_LIST, "SIDE:PATH",
+                      "source: or target: wins at PATH"}}},
+        {.name = "audit",
+         .action = "log",
+         .usage = "log [BRANCH] [-n N]",
+         .summary = "who published, protected and configured what, and what audits said",
+         .text = "The newest N entries (50), the newest last. Times are those of the hosts named.",
+         .words = {{"branch", WORD_OPTIONAL}},
+         .options = {{'n', "limit", "limit", OPTION_NUMBER, "N", "at most N entries"}}},
         {.name = "revert",
          .usage = "REV [BRANCH] [-m MSG] [--mainline N] [--take source|target:PATH]...",
          .summary = "undo what a commit changed, by a new commit",

@@ -53,12 +53,15 @@ static void reply_commit_result(cJSON *reply, const struct worktree *worktree,
 	cJSON_AddBoolToObject(reply, "rebased", result->rebased);
 }
 
-/* Whoever reads that the store is away wonders about the work. */
+/* Whoever reads that the store is away, or refuses, wonders about the work. */
 static int kept(struct message *message, int error)
 {
+	if (error != -ERR_STORE_AWAY && error != -ERR_REFUSED)
+		return error;
 	struct message why = *message;
-	return fail(message, error, "%s; your changes are kept: commit again later",
-	            why.text[0] ? why.text : error_text(error));
+	return fail(message, error, "%s; your changes are kept%s",
+	            why.text[0] ? why.text : error_text(error),
+	            error == -ERR_STORE_AWAY ? ": commit again later" : "");
 }
 
 static void reply_conflicted(void *context, const char *path)
@@ -111,7 +114,7 @@ int command_commit_run(struct command *command)
 		reply_commit_result(command->reply, worktree, &result);
 		command_after_commit(command, worktree, &result.commit, text);
 	}
-	return error == -ERR_STORE_AWAY ? kept(command->message, error) : error;
+	return kept(command->message, error);
 }
 
 /* -- status -- */

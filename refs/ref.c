@@ -775,6 +775,19 @@ static int catch_up(struct object_store *store, struct ref *created, const struc
 	return 0;
 }
 
+/* The old name stays where the branch or the store's policy refuses: then the new one goes again.
+ * Deleted by somebody else is fine. */
+static int rename_end(struct object_store *store, const struct ref *created,
+                      const struct ref_author *author, int error)
+{
+	struct ref next = {0};
+
+	if (error == -ERR_REFUSED)
+		(void)advance(store, created, &pointer_none, author, &next, NULL);
+	ref_release(&next);
+	return error == -ERR_NOT_FOUND ? 0 : error;
+}
+
 int ref_rename(struct object_store *store, enum ref_kind kind, const char *from, const char *to,
                const struct ref_author *author, struct message *message)
 {
@@ -798,15 +811,11 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 		rc = advance(store, &old, &pointer_none, author, &next, message);
 		ref_release(&next);
 		if (rc != -ERR_MOVED)
-			return rc == -ERR_NOT_FOUND ? 0 : rc;
+			return rename_end(store, &created, author, rc);
+		/* What was known of it was out of date; it may just have been protected. */
 		rc = read_to_remove(store, kind, from, false, author, &next, message);
-		/* What was known of it was out of date: it has just been protected. */
-		if (rc == -ERR_REFUSED)
-			(void)advance(store, &created, &pointer_none, author, &next, NULL);
-		if (rc < 0) {
-			ref_release(&next);
-			return rc == -ERR_NOT_FOUND ? 0 : rc; /* deleted by somebody else: fine */
-		}
+		if (rc < 0)
+			return rename_end(store, &created, author, rc);
 		ref_release(&old);
 		old = next;
 		rc = catch_up(store, &created, &old, author, message);

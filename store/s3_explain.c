@@ -21,8 +21,9 @@ static const struct explanation explanations[] = {
         {"NoSuchBucket", "there is no such bucket; create it first, or correct its name, the "
                          "region or the endpoint"},
         {"InvalidBucketName", "the store takes no such name for a bucket; correct it"},
-        {"AccessDenied", "no permission; the key needs s3:GetObject, s3:PutObject, "
-                         "s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload here"},
+        {"AccessDenied", "access denied by the store's policy; if it should be allowed, the key "
+                         "needs s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket "
+                         "and s3:AbortMultipartUpload here"},
         {"AllAccessDisabled", "the bucket is disabled"},
         {"InvalidObjectState", "the object is archived; restore it to a class that can be read"},
         {"EntityTooLarge", "the store takes no object of this size"},

@@ -104,7 +104,9 @@ static int refused(const struct conditional *put, const struct s3_answer *answer
 		return put->expected != NULL
 		               ? fail(put->message, -ERR_MOVED, "'%s' was replaced meanwhile", key)
 		               : fail(put->message, -ERR_EXISTS, "'%s' exists already", key);
-	return s3_explain(put->s3, key, answer, put->message);
+	int error = s3_explain(put->s3, key, answer, put->message);
+	/* Key, clock and bucket are good: rules guard this very object. Trying again is no use. */
+	return strcmp(answer->error.code, "AccessDenied") == 0 ? -ERR_REFUSED : error;
 }
 
 /* 1: the object is still as the condition asks; 0: not, or it cannot be read. */

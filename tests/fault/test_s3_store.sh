@@ -114,12 +114,11 @@ J
 permissions() { # ENDPOINT
 	local url="s3://lake/team?endpoint=$1" guest=$scratch/guest
 	as_guest() { AWS_ACCESS_KEY_ID=guestaccess AWS_SECRET_ACCESS_KEY=guestsecretkey "$@"; }
-	radosgw-admin -c "$scratch/ceph/ceph.conf" user create --uid=guest --display-name=guest \
-		--access-key=guestaccess --secret-key=guestsecretkey >/dev/null 2>&1
+	"$ceph" user "$scratch/ceph" guest
 	check_exit 1 "no permission at all" as_guest lakectl clone "$url" "$scratch/no"
 	check "is named, with what it takes" contains "the key needs s3:GetObject, s3:PutObject" "$scratch/out"
 	allow_guest "$1" GetObject ListBucket
-	check_exit 1 "permission to read only" as_guest lakectl clone "$url" "$scratch/no"
+	check_exit 4 "permission to read only" as_guest lakectl clone "$url" "$scratch/no"
 	check "is named, with what it takes" contains "the key needs s3:GetObject, s3:PutObject" "$scratch/out"
 	allow_guest "$1" GetObject ListBucket PutObject DeleteObject AbortMultipartUpload
 	check "all of that is enough" as_guest lakectl clone "$url" "$guest"

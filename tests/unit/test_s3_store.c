@@ -398,7 +398,8 @@ static void test_refusals_in_words(void **state)
 	        {ERROR("403 No", "SignatureDoesNotMatch"), -ERR_STORE_AWAY, "secret key is wrong"},
 	        {ERROR("403 No", "InvalidAccessKeyId"), -ERR_STORE_AWAY,
 	         "not know this access key"},
-	        {ERROR("403 No", "AccessDenied"), -ERR_STORE_AWAY, "no permission"},
+	        {ERROR("403 No", "AccessDenied"), -ERR_STORE_AWAY,
+	         "access denied by the store's policy"},
 	        {ANSWER("403 No", "", "", "0"), -ERR_STORE_AWAY, "no permission"},
 	        {ERROR_WITH("403 No", "RequestTimeTooSkewed",
 	                    "Date: Mon, 05 Jan 2015 10:00:00 GMT\r\n"),
@@ -497,6 +498,22 @@ static void test_conditions_that_fail(void **state)
 	play(script, 3, "&if-match=unquoted");
 	assert_int_equal(put_if(&known, NULL), -ERR_MOVED);
 	expect_asked(0, "if-match: e0\r\n");
+	stop();
+}
+
+/* A policy guards one object: the store itself is well, and trying again is no use. */
+static void test_conditions_that_are_denied(void **state)
+{
+	static const char *const script[] = {
+	        ERROR("403 No", "AccessDenied"), ERROR("403 No", "AccessDenied"),
+	        ERROR("403 No", "RequestTimeTooSkewed"), ANSWER("403 No", "", "", "0")};
+	PLAY(script);
+	assert_int_equal(put_if(NULL, NULL), -ERR_REFUSED);
+	expect_words("access denied by the store's policy");
+	assert_int_equal(put_if(&known, NULL), -ERR_REFUSED);
+	assert_int_equal(put_if(&known, NULL), -ERR_STORE_AWAY);
+	assert_int_equal(put_if(&known, NULL), -ERR_STORE_AWAY);
+	assert_int_equal(server.request_count, 4);
 	stop();
 }
 
@@ -678,7 +695,7 @@ static void test_parts_are_aborted(void **state)
 	void *bytes = calloc(1, length);
 	PLAY(script);
 	assert_int_equal(object_put(store, "a", bytes, length, &message), -ERR_STORE_AWAY);
-	expect_words("no permission");
+	expect_words("access denied");
 	expect_asked(0, "POST /lake/pre/a?uploads= ");
 	asked_at("PUT /lake/pre/a?partNumber=1&uploadId=i%2Fd ");
 	/* Last, when nothing is under way that could add to it. */
@@ -955,6 +972,7 @@ int main(void)
 	        ONE(test_expired_token_is_renewed),
 	        ONE(test_get_if_changed),
 	        ONE(test_conditions_that_fail),
+	        ONE(test_conditions_that_are_denied),
 	        ONE(test_doubt_and_unchanged),
 	        ONE(test_doubt_and_changed),
 	        ONE(test_doubt_then_refused),

@@ -4,6 +4,7 @@
 #   tests/lib/ceph.sh start DIR [OSDS [GATEWAYS]]   default: one OSD in memory, one gateway
 #   tests/lib/ceph.sh stop DIR
 #   tests/lib/ceph.sh bucket DIR NAME               make a bucket
+#   tests/lib/ceph.sh user DIR NAME                 make a user who owns nothing: keys NAMEaccess, NAMEsecretkey
 #   tests/lib/ceph.sh gateway DIR NUMBER            start a gateway that was killed, on the same port
 # Gateways listen on LAKE_CEPH_ADDRESS (127.0.0.1).
 # `start` writes DIR/env: lines LAKE_TEST_ENDPOINT=, LAKE_TEST_ENDPOINTS= (all), AWS_ACCESS_KEY_ID=,
@@ -93,6 +94,7 @@ rgw_thread_pool_size = 64
 rgw_dynamic_resharding = false
 rgw_gc_obj_min_wait = 60
 rgw_crypt_require_ssl = false
+rgw_dns_name = s3.test
 C
 }
 
@@ -146,8 +148,7 @@ start() { # DIR OSDS GATEWAYS
 		start_gateway "$directory" $id $((port + 1 + id))
 		endpoints="$endpoints${endpoints:+ }http://$LAKE_CEPH_ADDRESS:$((port + 1 + id))"
 	done
-	radosgw-admin -c "$directory/ceph.conf" user create --uid=test --display-name=test \
-		--access-key=testaccess --secret-key=testsecretkey >/dev/null 2>&1
+	user "$directory" test
 	cat >"$directory/env" <<V
 LAKE_TEST_ENDPOINT=${endpoints%% *}
 LAKE_TEST_ENDPOINTS="$endpoints"
@@ -180,6 +181,11 @@ bucket() { # DIR NAME
 	)
 }
 
+user() { # DIR NAME
+	radosgw-admin -c "$1/ceph.conf" user create --uid="$2" --display-name="$2" \
+		--access-key="$2access" --secret-key="$2secretkey" >/dev/null 2>&1
+}
+
 gateway() { # DIR NUMBER
 	local endpoints
 	# shellcheck disable=SC1091
@@ -205,9 +211,10 @@ start)
 	;;
 stop) stop "$(realpath "$2")" ;;
 bucket) bucket "$2" "$3" ;;
+user) user "$(realpath "$2")" "$3" ;;
 gateway) gateway "$(realpath "$2")" "$3" ;;
 *)
-	sed -n '2,13s/^# //p' "$0" >&2
+	sed -n '2,14s/^# //p' "$0" >&2
 	exit 2
 	;;
 esac

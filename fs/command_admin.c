@@ -3,6 +3,7 @@
  */
 #include "fs/command_internal.h"
 #include "fs/reach.h"
+#include "fs/rules.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +25,7 @@ struct check {
 	struct list problems;
 	struct known_pack *packs;
 	uint64_t pack_count, pack_bytes, checked_bytes, records;
+	struct id rules; /* those of the branch before */
 };
 
 static int problem(struct check *check, const char *what, const char *where, const char *detail)
@@ -94,6 +96,22 @@ static int note_bad_blob(void *context, const struct id *id, const char *path)
 	return problem(context, "cached blob", path, "its bytes do not match its name");
 }
 
+/* What a branch demands of those who publish to it is read by every one of them. */
+static int check_rules(void *context, const struct ref *ref)
+{
+	struct check *check = context;
+	struct message message = {{0}};
+	if (id_equal(&ref->protection.rules, &check->rules))
+		return 0;
+	check->rules = ref->protection.rules;
+	int error = rules_verify(check->command->lake->store, &check->rules, &message);
+	if (error == -ERR_STORE_AWAY || error == -ERR_NO_MEMORY)
+		return fail(check->command->message, error, "%s", message.text);
+	return error < 0 ? problem(check, "rules", ref->name,
+	                           message.text[0] ? message.text : error_text(error))
+	                 : 0;
+}
+
 static int check_everything(struct check *check, struct reach_counts *counts)
 {
 	struct command *command = check->command;
@@ -110,6 +128,9 @@ static int check_everything(struct check *check, struct reach_counts *counts)
 	}
 	if (!error)
 		error = reach_walk(command->lake, &visitor, counts, command->message);
+	if (!error)
+		error = ref_list(command->lake->store, REF_BRANCH, true, check_rules, check,
+		                 command->message);
 	if (!error && !quick)
 		error = cache_verify(command->lake->cache, note_bad_blob, check,
 		                     &command->output->progress, command->message);

@@ -361,12 +361,13 @@ static void row_webhook(struct renderer *renderer, const cJSON *item)
 static void row_delivery(struct renderer *renderer, const cJSON *item)
 {
 	bool good = !has(item, "trouble");
-	printf("%s%-4s%s %s", paint(renderer, good ? GREEN : RED), good ? "ok" : "BAD",
-	       paint(renderer, PLAIN), text_of(item, "webhook"));
+	printf("%s%-4s%s ", paint(renderer, good ? GREEN : RED), good ? "ok" : "BAD",
+	       paint(renderer, PLAIN));
 	if (good)
-		printf(" answers %.0f\n", number_of(item, "status"));
+		printf("webhook %s answers %.0f\n", text_of(item, "webhook"),
+		       number_of(item, "status"));
 	else
-		printf(": %s\n", text_of(item, "trouble"));
+		printf("%s\n", text_of(item, "trouble"));
 }
 
 static void print_words(const cJSON *words, const char *none)
@@ -507,6 +508,8 @@ static void sum_audit(struct renderer *renderer, const cJSON *reply)
 		printf("%s has all of it already\n", text_of(reply, "target"));
 	else if (has(reply, "verdict"))
 		printf("it would pass; it can be read at %s\n", text_of(reply, "at"));
+	else if (!renderer->rows && strcmp(text_of(renderer->request, "action"), "list") == 0)
+		printf("%s has no audits\n", branch);
 }
 
 static void sum_diff(struct renderer *renderer, const cJSON *reply)

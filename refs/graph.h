@@ -69,6 +69,16 @@ int node_load(struct history *history, struct node_set *set, const struct pointe
  * that order to end. */
 int node_load_parent(struct history *history, struct node_set *set, const struct graph_node *child,
                      size_t parent, struct graph_node **ret_node, struct message *message);
+/* A walk along first parents: `steps` of them, or (0) to the first commit that is of `time_ms` or
+ * older. Views are resolved at every look, so where long ones led is kept for some. */
+#define LINE_STEPS_LONG 256
+struct line {
+	struct pointer from;
+	uint64_t steps;
+	int64_t time_ms;
+};
+bool history_line_known(struct history *history, const struct line *line, struct pointer *ret_to);
+void history_line_note(struct history *history, const struct line *line, const struct pointer *to);
 /* Enter into the index what `set` holds and the index does not. */
 void history_remember(struct history *history, const struct node_set *set);
 /* Enter everything reachable from refs and their reflogs. When a part of it cannot be read the

@@ -27,6 +27,8 @@ struct states {
 	size_t count, capacity;
 };
 
+#define LINES_MAX 64
+
 struct history {
 	struct odb *odb;
 	struct kv *index;
@@ -34,6 +36,11 @@ struct history {
 	pthread_mutex_t lock;
 	struct node_set known; /* takes the index's place when there is none */
 	struct states fed;     /* everything these refs lead to is in the index */
+	struct {
+		struct line line;
+		struct pointer to;
+	} lines[LINES_MAX]; /* a ring */
+	size_t line_count;  /* ever noted */
 };
 
 int history_new(struct odb *odb, struct kv *index, struct history **ret_history)
@@ -69,6 +76,36 @@ static bool place_equal(const struct place *a, const struct place *b)
 	return memcmp(a->pack, b->pack, PACK_ID_BYTES) == 0 && a->offset == b->offset &&
 	       a->stored == b->stored && a->raw == b->raw && a->codec == b->codec &&
 	       a->key == b->key;
+}
+
+/* From the same record the same walk leads to the same place: nothing of it can change. */
+static bool line_equal(const struct line *a, const struct line *b)
+{
+	return a->steps == b->steps && a->time_ms == b->time_ms &&
+	       id_equal(&a->from.id, &b->from.id) && place_equal(&a->from.place, &b->from.place);
+}
+
+bool history_line_known(struct history *history, const struct line *line, struct pointer *ret_to)
+{
+	bool known = false;
+
+	pthread_mutex_lock(&history->lock);
+	for (size_t i = 0; !known && i < LINES_MAX && i < history->line_count; i++) {
+		known = line_equal(&history->lines[i].line, line);
+		if (known)
+			*ret_to = history->lines[i].to;
+	}
+	pthread_mutex_unlock(&history->lock);
+	return known;
+}
+
+void history_line_note(struct history *history, const struct line *line, const struct pointer *to)
+{
+	pthread_mutex_lock(&history->lock);
+	size_t at = history->line_count++ % LINES_MAX;
+	history->lines[at].line = *line;
+	history->lines[at].to = *to;
+	pthread_mutex_unlock(&history->lock);
 }
 
 /* -- entries of the index -- */

@@ -288,6 +288,35 @@ static int resolve_name(struct history *history, const char *name, read_ref_fn *
 
 /* -- BRANCH@TIME -- */
 
+/* Along first parents to the first commit that is of `time_ms` or older; to the oldest one, with
+ * its time in *ret_oldest_ms, when there is none. */
+static int walk_to_time(struct history *history, const struct line *line, struct pointer *ret_at,
+                        int64_t *ret_oldest_ms, struct message *message)
+{
+	struct pointer at = line->from;
+
+	if (history_line_known(history, line, ret_at))
+		return 0;
+	for (uint64_t steps = 0;; steps++) {
+		CLEANUP(free_pointer) struct graph_node *node = NULL;
+		int rc = node_read(history, &at, &node, message);
+
+		if (rc < 0)
+			return rc;
+		if (node->time_ms <= line->time_ms) {
+			if (steps >= LINE_STEPS_LONG)
+				history_line_note(history, line, &at);
+			*ret_at = at;
+			return 0;
+		}
+		if (node->parent_count == 0) {
+			*ret_oldest_ms = node->time_ms;
+			return -ERR_NO_REVISION;
+		}
+		at = node->parents[0];
+	}
+}
+
 /* Before the oldest move that is still known: where the line of first parents that led there was.
  * Resets among the forgotten moves cannot be seen, so this needs a word. */
 static int at_time_in_history(struct history *history, const struct ref *ref, int64_t time_ms,
@@ -295,35 +324,23 @@ static int at_time_in_history(struct history *history, const struct ref *ref, in
                               struct message *message)
 {
 	const struct ref_move *oldest = &ref->moves[ref->move_count - 1];
-	struct pointer at = oldest->before;
+	const struct line line = {.from = oldest->before, .time_ms = time_ms};
 	char asked[32], told[32];
+	int64_t oldest_ms = 0;
+	int rc = walk_to_time(history, &line, ret_at, &oldest_ms, message);
 
 	time_format(time_ms, asked);
-
-	for (;;) {
-		CLEANUP(free_pointer) struct graph_node *node = NULL;
-		int rc = node_read(history, &at, &node, message);
-
-		if (rc < 0)
-			return rc;
-		if (node->time_ms <= time_ms) {
-			*ret_at = at;
-			time_format(oldest->time_ms, told);
-			fail(ret_note, 0,
-			     "the reflog of '%s' reaches back to %s; for %s the times of its "
-			     "commits were asked, which know of no reset",
-			     ref->name, told, asked);
-			return 0;
-		}
-		if (node->parent_count == 0) {
-			time_format(node->time_ms, told);
-			return fail(message, -ERR_NO_REVISION,
-			            "branch '%s' has nothing as old as %s; its first commit is of "
-			            "%s",
-			            ref->name, asked, told);
-		}
-		at = node->parents[0];
-	}
+	time_format(rc == 0 ? oldest->time_ms : oldest_ms, told);
+	if (rc == -ERR_NO_REVISION)
+		return fail(message, rc,
+		            "branch '%s' has nothing as old as %s; its first commit is of %s",
+		            ref->name, asked, told);
+	if (rc == 0)
+		fail(ret_note, 0,
+		     "the reflog of '%s' reaches back to %s; for %s the times of its commits were "
+		     "asked, which know of no reset",
+		     ref->name, told, asked);
+	return rc;
 }
 
 /* What came before a branch was made is not its own: it never stood there. */
@@ -448,6 +465,10 @@ static int take_count(const char **at, uint64_t *ret_count)
 static int step_back(struct history *history, struct pointer *at, uint64_t count,
                      struct message *message)
 {
+	const struct line line = {.from = *at, .steps = count};
+
+	if (count >= LINE_STEPS_LONG && history_line_known(history, &line, at))
+		return 0;
 	for (uint64_t i = 0; i < count; i++) {
 		CLEANUP(free_pointer) struct graph_node *node = NULL;
 		int rc = node_read(history, at, &node, message);
@@ -460,6 +481,8 @@ static int step_back(struct history *history, struct pointer *at, uint64_t count
 			            (unsigned long long)count, (unsigned long long)i);
 		*at = node->parents[0];
 	}
+	if (count >= LINE_STEPS_LONG)
+		history_line_note(history, &line, at);
 	return 0;
 }
 

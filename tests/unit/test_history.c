@@ -626,6 +626,35 @@ static void notes_what_is_not_sure(void **state)
 	                       "the reflog of 'main' reaches back to 2026-04-01T10:00:00.000Z"));
 }
 
+/* Long walks are kept for the next time, more of them than there is room for. */
+static void long_walks_end_where_they_did(void **state)
+{
+	enum { LENGTH = 700 };
+	static struct pointer line[LENGTH];
+	char expression[64], when[32];
+	const struct pointer *head = &line[LENGTH - 1];
+	int64_t later = ms("2026-06-01T10:00:00.000Z");
+
+	for (size_t i = 0; i < LENGTH; i++)
+		line[i] = commit(i > 0 ? &line[i - 1] : NULL, i > 0, (int64_t)i * 1000, "step");
+	/* Where the oldest known move started is where the walk does. */
+	put_reflog("main", &line[0], &later, 1, head);
+	branch("tip", head);
+	for (size_t round = 0; round < 2; round++) {
+		for (size_t steps = 255; steps < LENGTH; steps += steps < 258 ? 1 : 5) {
+			snprintf(expression, sizeof(expression), "tip~%zu", steps);
+			assert_resolves(expression, &line[LENGTH - 1 - steps]);
+			time_format((int64_t)(LENGTH - 1 - steps) * 1000 + 500, when);
+			snprintf(expression, sizeof(expression), "main@%s", when);
+			assert_resolves(expression, &line[LENGTH - 1 - steps]);
+			snprintf(expression, sizeof(expression), "tip~1~%zu", steps - 1);
+			assert_resolves(expression, &line[LENGTH - 1 - steps]);
+		}
+		assert_unresolved("tip~700", -ERR_NO_REVISION, "beyond the first commit");
+		assert_unresolved("main@1969-12-31", -ERR_NO_REVISION, "nothing as old");
+	}
+}
+
 /* -- random histories -- */
 
 #define NODES_MAX 48
@@ -1132,6 +1161,7 @@ int main(void)
 	        TEST_BOTH(damaged_refs_hide_nothing),
 	        TEST_BOTH(travels_in_time),
 	        TEST_BOTH(notes_what_is_not_sure),
+	        TEST_BOTH(long_walks_end_where_they_did),
 	        TEST_BOTH(ancestors_as_by_force),
 	        TEST(criss_cross_has_two_bases),
 	        TEST_BOTH(wrong_generations_are_damage),

@@ -6,6 +6,8 @@
  */
 #include "fs/command_rules.h"
 
+#include <stdio.h>
+
 #include "fs/verdict.h"
 
 #define EDIT_TRIES_MAX 16
@@ -58,6 +60,7 @@ int command_edit_rules(struct command *command, const char *branch, const char *
                        const char *name, rules_edit_fn *edit, void *context)
 {
 	struct id before = id_zero, after = id_zero;
+	char text[RULE_NAME_MAX + 64];
 	int error = ref_name_check(branch, command->message);
 	if (!error)
 		error = command_administrator(command, "change the rules of");
@@ -78,9 +81,10 @@ int command_edit_rules(struct command *command, const char *branch, const char *
 	if (id_equal(&before, &after))
 		return 0;
 	tell_log(command, branch, what, name, &after);
+	snprintf(text, sizeof text, "%s %s", what, name);
 	/* Also to who is told no more. */
 	const struct webhook_event event = {
-	        .event = "protection-changed", .branch = branch, .message = what, .changed = -1};
+	        .event = "protection-changed", .branch = branch, .message = text, .changed = -1};
 	command_event(command, id_is_zero(&before) ? &after : &before, &event);
 	return 0;
 }

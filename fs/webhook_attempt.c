@@ -82,10 +82,11 @@ static void receiver_of(const char *url, char *ret_text, size_t size)
 {
 	const char *host = strstr(url, "://");
 	host = host ? host + 3 : url;
+	int scheme_length = (int)(host - url);
 	size_t length = strcspn(host, "/?#");
 	for (const char *at; (at = memchr(host, '@', length)) != NULL; host = at + 1)
 		length -= (size_t)(at + 1 - host);
-	snprintf(ret_text, size, "%.*s%.*s", (int)strcspn(url, "/"), url,
+	snprintf(ret_text, size, "%.*s%.*s", scheme_length < 16 ? scheme_length : 16, url,
 	         (int)(length < 128 ? length : 128), host);
 }
 

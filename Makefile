@@ -135,6 +135,8 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/share/lake/audits
 	install -m 755 $(filter-out %.md %.py,$(wildcard packaging/audits/[a-z]*)) $(DESTDIR)$(PREFIX)/share/lake/audits
 	install -m 644 packaging/audits/lake_audit.py packaging/audits/README.md $(DESTDIR)$(PREFIX)/share/lake/audits
+	install -d $(DESTDIR)$(PREFIX)/share/lake/policy
+	install -m 644 $(wildcard packaging/policy/*) $(DESTDIR)$(PREFIX)/share/lake/policy
 
 clean:
 	rm -rf build/bin build/sanitize-* build/fuzz build/liblake.a $(addprefix build/,$(FOLDERS) tools tests)

@@ -352,6 +352,9 @@ def attack_raw(store, writer, *hosts):
         for host in hosts:
             assert host.ctl("refresh", "main")["commit"] == head
             assert (host / "main/flights/1").stat().st_size == 70000 and "main" in os.listdir(host.mountpoint)
+        (hosts[0] / "main/moved").write_text("moved")
+        hosts[0].ctl("commit", "main", "-m", "moved")
+        assert hosts[1].ctl("refresh", "main")["commit"] != head
         store.clean()
     with tests.case("a writer's key cannot change the bucket's rules"):
         before, rules = store.branch("main"), store.bucket()
@@ -396,6 +399,17 @@ def keep_the_rest(store, writer):
         assert reader.request("DELETE", f"/{BUCKET}/{PREFIX}/probe-1").status == 204
 
 
+def versions(store):
+    with tests.case("a bucket with versioning, where a condition does not hold, is refused"):
+        subprocess.run([CEPH, "bucket", scratch, "versions"], check=True)
+        versioning = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+        assert store.owner.request("PUT", "/versions", "versioning", body=versioning).status == 200
+        done = subprocess.run([lake.BIN / "lakectl", "init", "--store", f"s3://versions/x?endpoint={store.endpoint}", scratch / "versions"],
+                              capture_output=True, text=True, check=False,
+                              env=os.environ | {"AWS_ACCESS_KEY_ID": "testaccess", "AWS_SECRET_ACCESS_KEY": "testsecretkey"})
+        assert done.returncode == 1 and "replaced an existing object" in done.stderr, done
+
+
 def those_who_may(store, administrator, writer):
     with tests.case("a publisher moves main, as he always could"), Host(store, "publisher") as publisher:
         before = store.branch("main")
@@ -436,6 +450,7 @@ try:
             attack_raw(store, store.client("writer"), administrator, writer)
             keep_the_rest(store, store.client("writer"))
             those_who_may(store, administrator, writer)
+    versions(store)
 finally:
     subprocess.run([CEPH, "stop", scratch], capture_output=True, check=False)
     shutil.rmtree(scratch, ignore_errors=True)

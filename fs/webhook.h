@@ -20,9 +20,9 @@
 #ifndef FS_WEBHOOK_H
 #define FS_WEBHOOK_H
 
-#include <cjson/cJSON.h>
-
 #include "fs/rules.h"
+
+struct cJSON;
 
 struct webhooks;
 struct webhooks_options {
@@ -49,7 +49,7 @@ struct webhook_event {
 	const struct id *commit, *before;
 	const char *who, *message, *verdict;
 	int64_t changed; /* paths */
-	const cJSON *audits;
+	const struct cJSON *audits;
 	const char *text; /* for people; NULL: made of the rest */
 };
 /* Spool it for `rule`. 0: it was taken, or will be in the background. Without webhooks_start it is

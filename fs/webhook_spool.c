@@ -4,13 +4,14 @@
  */
 #include "fs/webhook_spool.h"
 
-#include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "fs/json.h"
 
 #define SPOOL_VERSION 1
 #define SPOOL_FILE_MAX (1u << 20)

@@ -310,8 +310,7 @@ const struct subcommand subcommands[] = {
                  "published, merged,\n"
                  "committed, audit-failed, protection-changed; without --event all but "
                  "committed. With\n"
-                 "--secret-file, an absolute path on every host, it is signed (see HOOKS AND "
-                 "WEBHOOKS in\n"
+                 "--secret-file, an absolute path on every host, it is signed (see WEBHOOKS in\n"
                  "the manual). One of that name is replaced. Only root and the owner of the "
                  "lake's\n"
                  "directory may.",

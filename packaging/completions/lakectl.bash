@@ -29,8 +29,8 @@ _lakectl() {
 		COMPREPLY=($(compgen -W "$(_lakectl_commands) --lake --json --quiet --help --version" -- "$current"))
 	elif [[ $current == -* ]]; then
 		COMPREPLY=($(compgen -W "$(lakectl "$command" --help 2>/dev/null | grep -oE -- '--[a-z-]+' | sort -u)" -- "$current"))
-	elif [[ $command == @(branch|tag|audit) && $COMP_CWORD == $((i + 1)) ]]; then
-		COMPREPLY=($(compgen -W "$(lakectl --help 2>/dev/null | awk -v c="$command" '$1 == c && $2 ~ /^(list|create|delete|rename|add|remove|run|log)$/ { print $2 }')" -- "$current"))
+	elif [[ $command == @(branch|tag|audit|webhook) && $COMP_CWORD == $((i + 1)) ]]; then
+		COMPREPLY=($(compgen -W "$(lakectl --help 2>/dev/null | awk -v c="$command" '$1 == c && $2 ~ /^(list|create|delete|rename|add|remove|run|log|test)$/ { print $2 }')" -- "$current"))
 	elif [[ $command == @(init|clone|mount|umount) ]]; then
 		COMPREPLY=($(compgen -d -- "$current"))
 	elif [[ $command == warm ]]; then

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <sys/stat.h>
 
+#include "fs/json.h"
 #include "tests/unit/http_server.h"
 
 #include <cmocka.h>

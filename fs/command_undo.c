@@ -168,6 +168,12 @@ static int undo_move(struct command *command, const struct ref *ref)
 	char former[REF_NAME_MAX + 1];
 	if (renamed(last->command, ref->name, former))
 		return undo_rename(command, ref, former);
+	/* Two long names are more than a reflog keeps. */
+	if (id_equal(&last->before.id, &last->after.id))
+		return fail(command->message, -ERR_INVALID,
+		            "the last move of '%s' gave it its name; `lakectl branch rename` gives "
+		            "it the former one",
+		            ref->name);
 	if (!pointer_is_none(&last->before))
 		return move_back(command, ref);
 	if (strncmp(last->command, "undo ", 5) == 0)

@@ -337,6 +337,12 @@ def test_undo(lake):
             assert text(lake, "u", "u_x") == "uncommitted" and not (lake / "w").exists()
         assert lake.ctl("undo", "u")["branch"] == "w" and text(lake, "w", "u_x") == "uncommitted"
         assert lake.ctl("undo", "w")["branch"] == "u" and head(lake, "u") == states[1]
+    with tests.case("names too long for the reflog are not said to have gone back"):
+        lake.ctl("branch", "create", "l" * 128, "main")
+        lake.ctl("branch", "rename", "l" * 128, "m" * 128)
+        refusal = refused(lake, "undo", "m" * 128)
+        assert refusal.code == 2 and "gave it its name" in str(refusal), refusal
+        lake.ctl("branch", "delete", "m" * 128)
     with tests.case("a name that was given away is told, not made twice"):
         lake.ctl("branch", "rename", "v", "v2")
         commit(lake, "v2", v_x="2")

@@ -50,6 +50,9 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call quiet,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
+# Where `make install` of the same PREFIX puts the audits.
+$(BUILD)/fs/audit.o: CPPFLAGS += -DLAKE_AUDITS_PATH='"$(PREFIX)/share/lake/audits"'
+
 $(LIBRARY): $(OBJECTS)
 	@rm -f $@
 	$(call quiet,AR) ar rcs $@ $^

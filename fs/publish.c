@@ -72,8 +72,7 @@ static bool try_again(struct attempts *attempts, bool guessed, int error)
 {
 	unsigned limit_ms = 10u << (attempts->count < 7 ? attempts->count : 7);
 	if (error != -ERR_MOVED || attempts->rounds >= AUDIT_ROUNDS_MAX ||
-	    (!attempts->rounds &&
-	     clock_monotonic_ms() - attempts->started_ms > ATTEMPTS_MS_MAX))
+	    (!attempts->rounds && clock_monotonic_ms() - attempts->started_ms > ATTEMPTS_MS_MAX))
 		return false;
 	if (guessed && attempts->asked)
 		return true;
@@ -301,7 +300,11 @@ static int audit(struct command *command, struct candidate *candidate, const str
 		return error;
 	if (!proposal->audit_only)
 		tell(command, candidate, "audit-failed");
-	return verdict_fail(&candidate->verdict, -ERR_REFUSED, command->message);
+	struct message why = {{0}};
+	verdict_fail(&candidate->verdict, -ERR_REFUSED, &why);
+	return fail(command->message, -ERR_REFUSED,
+	            "%s; what was prepared can be looked at: %s/@%.12s", why.text, lake->mountpoint,
+	            candidate->hex);
 }
 
 /* The hook of this host, then the audits that bind every host. */
@@ -323,8 +326,7 @@ static int inspect(struct command *command, struct candidate *candidate, struct 
 	}
 	if (protection->flags & PROTECT_AUDITS || candidate->proposal->audit_only)
 		return fail(command->message, -ERR_REFUSED,
-		            "no audits are configured for %s (`lakectl audit add`)",
-		            before.branch);
+		            "no audits are configured for %s (`lakectl audit add`)", before.branch);
 	return 0;
 }
 
@@ -422,7 +424,7 @@ static int attempt(struct command *command, const struct proposal *proposal,
 
 int publish(struct command *command, const struct proposal *proposal)
 {
-	static const char *const results[] = {"conflicts", "up_to_date", "changed", "changes",
+	static const char *const results[] = {"conflicts", "up_to_date", "changed",   "changes",
 	                                      "checks",    "verdict",    "candidate", "at",
 	                                      "commit",    "warnings"};
 	struct attempts attempts = {.started_ms = clock_monotonic_ms()};

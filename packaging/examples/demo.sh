@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A lake at work, told as a story: `demo.sh start` makes a lake, mounts it, puts tables on main,
-# changes one on a branch, merges, travels back in time, and leaves the lake mounted. `demo.sh
-# stop` unmounts it and removes what start made. Both may be repeated.
+# changes one on a branch, merges, travels back in time; then main is closed but for what passes
+# its audits (publish.sh). The lake stays mounted. `demo.sh stop` unmounts it and removes what start
+# made. Both may be repeated.
 #
 # LAKE_MOUNT   where it is mounted          (/lake for root, ~/lake for others)
 # LAKE_DIR     the demo's own lake          (/var/lib/lake-demo, ~/.local/share/lake-demo)
@@ -18,8 +19,9 @@ fi
 LAKE_DIR=$(realpath -m "$LAKE_DIR")
 LAKE_MOUNT=$(realpath -ms "$LAKE_MOUNT")
 bin=$(realpath -m "$LAKE_BIN")
-export LAKE_DIR LAKE_MOUNT
 examples=$PWD/packaging/examples
+export LAKE_DIR LAKE_MOUNT LAKE_AUDITS=$PWD/packaging/audits
+. "$examples/publish.sh"
 export PATH=$bin:$examples:$PATH
 data=build/node/node_modules/vega-datasets/data
 marker=$LAKE_DIR/.lake-demo # the demo made this directory and may remove it
@@ -184,7 +186,7 @@ farewell() {
 		    echo hello >notes.txt; lakectl status; lakectl commit -m 'A note'
 		    lakectl annotate main:flights/month=6
 		    sql "SELECT Title FROM '$lake/main/movies/*.json' LIMIT 5"
-		    cd; lakectl --lake $LAKE_DIR undo main   # takes the merge back
+		    cd; lakectl --lake $LAKE_DIR publish --dry-run dev   # main is closed: see \`audit list main\`
 		    man $PWD/packaging/man/lakectl.1
 
 		\`make demo-stop\` ends it and removes $LAKE_DIR.
@@ -198,6 +200,7 @@ start() {
 	change_on_dev
 	merge_dev
 	travel
+	write_audit_publish
 	trap - ERR
 	farewell
 }

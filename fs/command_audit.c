@@ -122,10 +122,25 @@ static int add_audit(struct command *command)
 	return 0;
 }
 
+/* Rules that are lost would otherwise keep everybody from publishing for good. */
+static int remove_all(struct command *command, const char *branch, const char *name)
+{
+	if (name)
+		return fail(command->message, -ERR_INVALID, "NAME and --all do not go together");
+	int error = command_edit_rules(command, branch, "audit remove", "--all", NULL, NULL);
+	if (!error)
+		cJSON_AddStringToObject(command->reply, "removed", "--all");
+	return error;
+}
+
 static int remove_audit(struct command *command)
 {
 	const char *branch, *name;
 	int error = argument_required(command, "branch", &branch);
+	if (!error)
+		error = argument_string(command, "name", &name);
+	if (!error && argument_flag(command, "all"))
+		return remove_all(command, branch, name);
 	if (!error)
 		error = argument_required(command, "name", &name);
 	if (!error)

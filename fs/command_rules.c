@@ -25,9 +25,9 @@ static int attempt(struct command *command, const char *branch, rules_edit_fn *e
 		return fail(command->message, error, "no branch '%s'; `lakectl branch` lists them",
 		            branch);
 	struct protection wanted = ref.protection;
-	if (!error)
+	if (!error && edit)
 		error = rules_load(store, &ref.protection.rules, &before, command->message);
-	if (!error)
+	if (!error && edit)
 		error = edit(context, before, &after, command->message);
 	if (!error)
 		error = rules_store(store, after, &wanted.rules, command->message);

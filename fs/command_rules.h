@@ -11,7 +11,8 @@
 typedef int rules_edit_fn(void *context, const struct rules *rules, struct rules **ret_rules,
                           struct message *message);
 /* For administrators alone (-ERR_REFUSED). `what` ("webhook add") and the rule's `name` go to the
- * audit log; receivers of "protection-changed" are told. Adds "branch" and "rules" to the reply. */
+ * audit log; receivers of "protection-changed" are told. Adds "branch" and "rules" to the reply.
+ * `edit` NULL: no rules at all any more, also when those there are cannot be read. */
 int command_edit_rules(struct command *command, const char *branch, const char *what,
                        const char *name, rules_edit_fn *edit, void *context);
 /* As the store has them now; empty when there are none. */

@@ -486,15 +486,19 @@ static int fetch(struct object_store *store, const struct id *id, struct buffer 
 	bytes->limit = RULES_BYTES_MAX;
 	int error = object_get(store, key, 0, UINT64_MAX, bytes, &etag, message);
 	if (error == -ERR_NOT_FOUND)
-		return fail(message, error, "object '%s', the rules of a branch, is missing", key);
+		return fail(message, error,
+		            "object '%s', the rules of a branch, is missing: put it back, or start "
+		            "anew with `lakectl audit remove BRANCH --all`",
+		            key);
 	if (error < 0 && error != -ERR_TOO_LARGE)
 		return error;
 	if (!error)
 		sha256_of(bytes->data, bytes->length, &found);
 	if (error < 0 || !id_equal(&found, id))
 		return fail(message, -ERR_CORRUPT,
-		            "object '%s', the rules of a branch, is damaged: its bytes are not "
-		            "those of its name",
+		            "object '%s', the rules of a branch, is damaged (its bytes are not "
+		            "those of its name): put it back, or start anew with `lakectl audit "
+		            "remove BRANCH --all`",
 		            key);
 	return 0;
 }

@@ -502,6 +502,8 @@ static void sum_audit(struct renderer *renderer, const cJSON *reply)
 		return;
 	if (has(reply, "added"))
 		printf("%s is audited by %s\n", branch, text_of(reply, "added"));
+	else if (strcmp(text_of(reply, "removed"), "--all") == 0)
+		printf("%s has neither audits nor webhooks\n", branch);
 	else if (has(reply, "removed"))
 		printf("%s is no longer audited by %s\n", branch, text_of(reply, "removed"));
 	else if (flag_of(reply, "up_to_date"))

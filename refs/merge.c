@@ -367,6 +367,8 @@ static int merge_by_hook(struct merge *merge, const struct roots *roots, struct 
 		return error;
 	error = merge->hook(merge->context, merge->odb, merge->packer, &directory, &result,
 	                    merge->message);
+	if (error == -ERR_NO_MEMORY)
+		return no_memory(merge);
 	if (error || result.verdict == DIRECTORY_NOT_MINE)
 		return error;
 	*ret_done = true;

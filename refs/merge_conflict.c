@@ -136,12 +136,17 @@ static bool has_path(const struct conflict *table, const char *path)
 	return false;
 }
 
+/* A path's conflict that is not part of a table's yet. */
+static bool is_within(const struct conflict *conflict, const struct conflict *table)
+{
+	return !conflict->format && conflict->path && path_within(conflict->path, table->path);
+}
+
 static int gather(struct conflicts *conflicts, struct conflict *table)
 {
 	size_t within = 0;
 	for (size_t i = 0; i < conflicts->count; i++)
-		within += !conflicts->items[i].format &&
-		          path_within(conflicts->items[i].path, table->path);
+		within += is_within(&conflicts->items[i], table);
 	if (within == 0)
 		return 0;
 	char **paths = reallocarray(table->paths, table->path_count + within, sizeof(*paths));
@@ -151,8 +156,7 @@ static int gather(struct conflicts *conflicts, struct conflict *table)
 	size_t named = table->path_count;
 	for (size_t i = 0; i < conflicts->count; i++) {
 		struct conflict *conflict = &conflicts->items[i];
-		if (conflict->format || !conflict->path ||
-		    !path_within(conflict->path, table->path))
+		if (!is_within(conflict, table))
 			continue;
 		if (table->path_count > named || !has_path(table, conflict->path))
 			table->paths[table->path_count++] = steal(&conflict->path);
@@ -215,7 +219,7 @@ void conflict_words(const struct conflict *conflict, char ret_words[CONFLICT_WOR
 		return;
 	}
 	if (conflict->format)
-		words = "both changed the table";
+		words = base ? "both changed the table" : "both added the table";
 	else if (!source && target)
 		words = base || conflict->bases_differ
 		                ? "deleted in source, changed in target"

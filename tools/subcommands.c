@@ -142,7 +142,12 @@ const struct subcommand subcommands[] = {
          .summary = "bring what SOURCE changed into branch TARGET",
          .text = "Three-way, per path, from the best common ancestor. On a conflict nothing "
                  "changes\n"
-                 "(exit 3) and the paths are listed; --take decides for a path and all below it.",
+                 "(exit 3), and each side is listed with where it can be read; --take decides for "
+                 "a "
+                 "path and\n"
+                 "all below it, or for what a pattern matches (*, ?, [...], **). Delta tables "
+                 "to which both\n"
+                 "appended are merged as tables.",
          .words = {{"source", WORD_REQUIRED}, {"target", WORD_BRANCH}},
          .options = {{'m', "message", "message", OPTION_STRING, "MSG",
                       "message of the merge commit"},

@@ -384,6 +384,42 @@ static void conflicts_tell_the_three_sides(void **state)
 	merge_result_release(&result);
 }
 
+static void check_words(struct world *world, const char *base_text, const char *source_text,
+                        const char *target_text, const char *words)
+{
+	struct pointer base = tree_with(world, pointer_none, base_text);
+	struct merge_side sides[] = {side_of(base), side_of(tree_with(world, base, source_text)),
+	                             side_of(tree_with(world, base, target_text))};
+	struct merge_result result;
+	char found[CONFLICT_WORDS_MAX];
+	assert_int_equal(merge_trees(world->odb, world->packer, &sides[0], &sides[1], &sides[2],
+	                             NULL, &result, &world->message),
+	                 0);
+	assert_int_equal(result.conflict_count, 1);
+	conflict_words(&result.conflicts[0], found);
+	assert_string_equal(found, words);
+	merge_result_release(&result);
+}
+
+static void conflicts_in_words(void **state)
+{
+	struct world *world = *state;
+	check_words(world, "a=1", "a=2", "a=3", "both changed");
+	check_words(world, "", "a=2", "a=3", "both added");
+	check_words(world, "a=1", "-a", "a=3", "deleted in source, changed in target");
+	check_words(world, "a=1", "a=2", "-a", "changed in source, deleted in target");
+	check_words(world, "a=1", "-a a/b=1", "a=3", "directory in source, file in target");
+	check_words(world, "", "a=1", "a/b=1", "file in source, directory in target");
+	check_words(world, "a=1", "a=1:600", "a=1:700",
+	            "both changed its mode, owner or attributes");
+	check_words(world, "d/a=1", "d/:700", "d/:711",
+	            "both changed its mode, owner or attributes");
+	check_words(world, "d/a=1 x=1", "-d", "d/new=2",
+	            "directory deleted in source, added to in target");
+	check_words(world, "d/a=1 x=1", "d/new=2", "-d",
+	            "added to in source, directory deleted in target");
+}
+
 static void changed_counts_paths_against_the_target(void **state)
 {
 	struct world *world = *state;
@@ -706,6 +742,7 @@ int main(void)
 	        TEST(taking_by_pattern),
 	        TEST(takes_that_name_nothing),
 	        TEST(conflicts_tell_the_three_sides),
+	        TEST(conflicts_in_words),
 	        TEST(changed_counts_paths_against_the_target),
 	        TEST(criss_cross),
 	        TEST(criss_cross_with_directories),

@@ -198,7 +198,7 @@ int main(void)
 	        cmocka_unit_test(test_components),
 	        cmocka_unit_test(test_depth),
 	        cmocka_unit_test(test_reach),
-	        cmocka_unit_test(test_depth),
+
 	        cmocka_unit_test(test_check),
 	        cmocka_unit_test(test_no_blow_up),
 	};

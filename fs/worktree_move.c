@@ -77,8 +77,10 @@ static int keep_changes(struct moving *moving)
 		return error;
 	return fail(moving->message, error,
 	            "uncommitted changes in %s collide with what it is to become: %s; nothing was "
-	            "moved. Commit or restore them first",
-	            worktree_branch(moving->worktree), names_text(&collisions));
+	            "moved. %s them first",
+	            worktree_branch(moving->worktree), names_text(&collisions),
+	            moving->worktree->read_only ? "Keep a copy and `lakectl restore`"
+	                                        : "Commit or restore");
 }
 
 /* The head to move from. What is known without asking will do when there is something to put: then

@@ -156,6 +156,29 @@ static int refuse_content(const char *path, const char *mountpoint, struct messa
 	return 0;
 }
 
+/* Nor may who is audited write it. What is not there, program_run tells. */
+static int refuse_writable(const char *lake_directory, const char *path, struct message *message)
+{
+	struct stat lake, status;
+	if (stat(path, &status) < 0)
+		return 0;
+	if (stat(lake_directory, &lake) < 0)
+		return fail(message, error_system(errno), "cannot look at %s", lake_directory);
+	if (status.st_uid != 0 && status.st_uid != lake.st_uid)
+		return fail(
+		        message, -ERR_REFUSED,
+		        "audit program %s belongs to user %u, who is neither root nor the lake's "
+		        "owner: it does not run",
+		        path, status.st_uid);
+	if (status.st_mode & (S_IWGRP | S_IWOTH))
+		return fail(
+		        message, -ERR_REFUSED,
+		        "audit program %s can be written by others than its owner: `chmod go-w` "
+		        "it, or it does not run",
+		        path);
+	return 0;
+}
+
 static int find_named(const char *lake_directory, const char *name, char **ret_path,
                       struct message *message)
 {
@@ -191,6 +214,8 @@ int audit_program(const char *lake_directory, const char *mountpoint, const char
 	}
 	if (!error)
 		error = refuse_content(path, mountpoint, message);
+	if (!error)
+		error = refuse_writable(lake_directory, path, message);
 	if (!error)
 		*ret_path = steal(&path);
 	return error;

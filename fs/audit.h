@@ -44,7 +44,8 @@ int audits_run(const char *lake_directory, const struct rules *rules,
 
 /* Where a program named without '/' lies: DIR/audits, then $LAKE_AUDITS or the installed
  * directory. An absolute path is returned as it is. Allocated. -ERR_NOT_FOUND names both places;
- * -ERR_REFUSED: it lies in the mounted lake, where branches' content would decide. */
+ * -ERR_REFUSED: it lies in the mounted lake, where branches' content would decide, or others than
+ * root and the lake's owner may write it. */
 int audit_program(const char *lake_directory, const char *mountpoint, const char *name,
                   char **ret_path, struct message *message);
 

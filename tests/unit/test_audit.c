@@ -267,6 +267,28 @@ static void test_no_program_of_the_lake_itself(void **state)
 	assert_null(path);
 }
 
+static void test_no_program_that_others_may_write(void **state)
+{
+	struct message message = {{0}};
+	CLEANUP(free_pointer) char *path = NULL;
+	char file[256];
+	script(installed, "shared", "exit 0", 0775);
+	script(installed, "public", "exit 0", 0757);
+	script(installed, "others", "exit 0", 0755);
+	assert_int_equal(audit_program(lake, mountpoint, "shared", &path, &message), -ERR_REFUSED);
+	assert_non_null(strstr(message.text, "chmod go-w"));
+	assert_int_equal(audit_program(lake, mountpoint, "public", &path, &message), -ERR_REFUSED);
+	if (geteuid() != 0)
+		return;
+	snprintf(file, sizeof file, "%s/others", installed);
+	assert_int_equal(chown(file, 12345, 0), 0);
+	assert_int_equal(audit_program(lake, mountpoint, "others", &path, &message), -ERR_REFUSED);
+	assert_non_null(strstr(message.text, "12345"));
+	assert_int_equal(chown(lake, 12345, 0), 0);
+	assert_int_equal(audit_program(lake, mountpoint, "others", &path, &message), 0);
+	assert_int_equal(chown(lake, 0, 0), 0);
+}
+
 static int cancel(void *context, const char *what, uint64_t done, uint64_t total, const char *unit)
 {
 	int *looks = context;
@@ -342,6 +364,7 @@ int main(void)
 	        cmocka_unit_test(test_any_bytes_of_output),
 	        cmocka_unit_test(test_where_programs_are_found),
 	        cmocka_unit_test(test_no_program_of_the_lake_itself),
+	        cmocka_unit_test(test_no_program_that_others_may_write),
 	        cmocka_unit_test(test_it_can_be_cancelled),
 	        cmocka_unit_test(test_without_a_mount_only_what_need_not_look),
 	        cmocka_unit_test(test_many_changed_paths),

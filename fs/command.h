@@ -5,7 +5,7 @@
  * A request is one JSON object: {"command": "commit", ...arguments}; a reply is the object that
  * `--json` prints, or {"error": {"code", "message", "exit"}}. Bytes that are not valid UTF-8 in
  * paths travel as they are when they can, else with the key "path_hex" beside "path".
- * <cjson/cJSON.h> is used by command*.c, control.c and tools/.
+ * <cjson/cJSON.h> is used by command*.c, control.c, tools/, and fs/json.h for what includes that.
  */
 #ifndef FS_COMMAND_H
 #define FS_COMMAND_H

@@ -46,6 +46,8 @@ static void reply_commit_result(cJSON *reply, const struct worktree *worktree,
 	reply_id(reply, "commit", &result->commit.id);
 	cJSON_AddStringToObject(reply, "branch", worktree_branch(worktree));
 	cJSON_AddNumberToObject(reply, "files", (double)result->files);
+	if (result->more)
+		cJSON_AddBoolToObject(reply, "more", true);
 	cJSON_AddNumberToObject(reply, "bytes_new", (double)result->bytes_new);
 	cJSON_AddNumberToObject(reply, "bytes_known", (double)result->bytes_known);
 	cJSON_AddNumberToObject(reply, "bytes_stored", (double)result->bytes_stored);

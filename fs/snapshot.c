@@ -60,7 +60,8 @@ struct committing {
 	struct commit *made;
 	struct merge_side shown; /* made's tree */
 	struct counts {
-		uint64_t files, bytes;
+		uint64_t files, bytes, files_max;
+		bool more;
 	} counts; /* of `built` */
 	bool counted;
 	bool rebased;
@@ -467,6 +468,10 @@ static int count_file(void *context, const struct change *change)
 {
 	struct counts *counts = context;
 	const struct tree_entry *entry = change->after ? change->after : change->before;
+	if (counts->files == counts->files_max) {
+		counts->more = true;
+		return 1; /* the end */
+	}
 	if (!S_ISDIR(entry->attributes.mode))
 		counts->files++;
 	if (change->after && change->kind != CHANGE_MODE)
@@ -474,9 +479,12 @@ static int count_file(void *context, const struct change *change)
 	return 0;
 }
 
+/* What was stored is counted whole, but a directory that came back or went is one change whatever
+ * is in it, and its nodes are not all read for a number. */
 static void count_changes(struct committing *committing)
 {
 	const struct diff_options options = {0};
+	committing->counts.files_max = COUNTED_FILES_MAX + 2 * committing->stored.count;
 	if (!committing->counted)
 		(void)diff_trees(committing->trees->odb, &committing->view.base_tree,
 		                 &committing->built.tree, &options, count_file, &committing->counts,
@@ -665,6 +673,7 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 	result.packs = stats.packs_put;
 	result.bytes_stored = stats.bytes_stored;
 	result.files = counts->files;
+	result.more = counts->more;
 	/* Of what changed, everything that was not new was known: stored before, here or elsewhere
 	 * in these files, or a hole. */
 	result.bytes_new = stats.content_new;

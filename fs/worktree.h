@@ -265,9 +265,12 @@ struct commit_options {
 	void *context;
 	const struct ref_rights *rights; /* see refs/protection.h; NULL: none */
 };
+/* Files that changed without being stored anew are counted so far. */
+#define COUNTED_FILES_MAX 100000
 struct commit_result {
 	struct pointer commit;
 	uint64_t files, bytes_new, bytes_known, packs, bytes_stored;
+	bool more;    /* files, and so bytes_known, than were counted */
 	bool rebased; /* the head had moved; changes were re-based onto it */
 };
 /* One atomic snapshot: stores content (ahead, without stopping writers), then with the gate

@@ -469,9 +469,9 @@ static void sum_commit(struct renderer *renderer, const cJSON *reply)
 	double files = number_of(reply, "files");
 	if (renderer->quiet)
 		return;
-	printf("[%s %.12s] %.0f file%s, %s new, %s known%s\n", text_of(reply, "branch"),
-	       text_of(reply, "commit"), files, plural(files),
-	       size_text(number_of(reply, "bytes_new"), fresh),
+	printf("[%s %.12s] %s%.0f file%s, %s new, %s known%s\n", text_of(reply, "branch"),
+	       text_of(reply, "commit"), has(reply, "more") ? "more than " : "", files,
+	       plural(files), size_text(number_of(reply, "bytes_new"), fresh),
 	       size_text(number_of(reply, "bytes_known"), known),
 	       flag_of(reply, "rebased") ? "; re-based onto the branch's new head" : "");
 }

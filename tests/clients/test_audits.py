@@ -20,7 +20,7 @@ except ImportError:
 
 AUDITS = ROOT / "packaging" / "audits"
 FLIGHTS = VEGA / "flights-3m.parquet"
-LIMIT_S = 2
+LIMIT_S = 6  # 0.2 to 0.8 s on an idle machine of two cores
 scratch = pathlib.Path(tempfile.mkdtemp(prefix="lake-test.", dir="/var/tmp")) / "a=b"  # no partition
 
 
@@ -160,10 +160,10 @@ def real_flights(world):
         data = (world.target / june).read_bytes()
         for broken in data[:-1000], data[:len(data) // 2], b"", b"PAR1", b"no Parquet" * 100, data[:4] + bytes(len(data) // 2) + data[len(data) // 2 + 4:]:
             world.write("flights/month=6/more.parquet", broken)
-            for arguments in ("not-null", "delay"), ("schema",), ("unique", "id"), ("foreign-key", "origin", "airports.csv:iata", "--table", "flights"):
-                if broken[:4] == data[:4] and broken[-4:] == data[-4:] and arguments == ("schema",):
-                    continue  # its footer is good, and so is what it says of columns
-                world.fails(*arguments, says="flights/month=6/more.parquet: cannot be read: ")
+            world.fails("not-null", "delay", says="flights/month=6/more.parquet: cannot be read: ")
+        world.write("flights/month=6/more.parquet", data[:-1000])
+        for arguments in ("schema",), ("unique", "id"), ("row-count", "--min", "1"), ("foreign-key", "origin", "airports.csv:iata", "--table", "flights"):
+            world.fails(*arguments, says="flights/month=6/more.parquet: cannot be read: ")
 
 
 def kinds_of_types(world):

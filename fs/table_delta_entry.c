@@ -2,15 +2,10 @@
  * table_delta_entry.c — hides the actions of a Delta log entry: one JSON object a line, with one
  * member that names the action.
  */
+#include "fs/json.h"
 #include "fs/table_delta.h"
 
-#include <cjson/cJSON.h>
 #include <stdio.h>
-
-static void json_free(cJSON **json)
-{
-	cJSON_Delete(*json);
-}
 
 /* -- lists -- */
 
@@ -168,15 +163,12 @@ static int parse_action(struct parse *parse, const char *name, const cJSON *acti
 /* Writers that know a schema of actions may spell the other members out as null. */
 static int parse_line(struct parse *parse, const char *line, size_t length)
 {
-	const char *end = NULL;
+	CLEANUP(json_cleanup) cJSON *json = NULL;
 	if (length > DELTA_LINE_BYTES_MAX)
 		return -ERR_TOO_LARGE;
-	CLEANUP(json_free) cJSON *json = cJSON_ParseWithLengthOpts(line, length, &end, false);
-	if (!cJSON_IsObject(json))
-		return -ERR_INVALID;
-	for (; end < line + length; end++)
-		if (!strchr(" \t\r", *end))
-			return -ERR_INVALID;
+	int error = json_parse(line, length, &json, NULL);
+	if (error)
+		return error;
 	const cJSON *item, *action = NULL;
 	cJSON_ArrayForEach (item, json) {
 		if (cJSON_IsNull(item))

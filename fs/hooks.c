@@ -34,7 +34,7 @@ static int check_owner(const struct stat *status, uid_t owner, const char *path,
 
 /* 1: there is none. Links are not followed: what they name may be anybody's. */
 static int check_hook(const char *lake_directory, const char *directory, const char *path,
-                      struct message *message)
+                      uid_t caller, struct message *message)
 {
 	struct stat status, lake;
 	if (lstat(path, &status) < 0)
@@ -49,6 +49,10 @@ static int check_hook(const char *lake_directory, const char *directory, const c
 		return fail(message, error_system(errno), "cannot look at %s: %s", lake_directory,
 		            strerror(errno));
 	int error = check_owner(&status, lake.st_uid, path, message);
+	if (!error && caller == 0 && status.st_uid != 0) /* the owner would become root by it */
+		error = fail(message, -ERR_REFUSED,
+		             "%s belongs to user %u: it does not run as root; `chown root` it",
+		             path, status.st_uid);
 	if (!error && lstat(directory, &status) < 0)
 		error = fail(message, error_system(errno), "cannot look at %s: %s", directory,
 		             strerror(errno));
@@ -227,7 +231,7 @@ int hook_run(struct lake *lake, const struct caller *caller, const struct hook_e
 		path = NULL;
 		return -ERR_NO_MEMORY;
 	}
-	int error = check_hook(lake->directory, directory, path, message);
+	int error = check_hook(lake->directory, directory, path, caller->uid, message);
 	if (error)
 		return error < 0 ? error : 0;
 	struct stat status;

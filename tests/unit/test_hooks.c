@@ -215,9 +215,13 @@ static void what_others_could_have_written_does_not_run(void **state)
 		assert_int_equal(run(&world), -ERR_REFUSED);
 		assert_true(says(&world, "neither root nor the lake's owner"));
 		assert_int_not_equal(access(ran, F_OK), 0);
-		/* but his own lake's hooks he may write */
+		/* but his own lake's hooks he may write, which is no way to become root */
 		assert_int_equal(chown(world.directory, NOBODY, 0), 0);
 		assert_int_equal(chown(world.hooks, NOBODY, 0), 0);
+		assert_int_equal(run(&world), -ERR_REFUSED);
+		assert_true(says(&world, "does not run as root"));
+		assert_int_not_equal(access(ran, F_OK), 0);
+		world.caller.uid = world.caller.gid = NOBODY;
 		assert_int_equal(run(&world), 0);
 		assert_int_equal(access(ran, F_OK), 0);
 	}

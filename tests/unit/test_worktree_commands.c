@@ -200,6 +200,95 @@ static void test_restore(void **state)
 	fixture_end(&fixture);
 }
 
+/* A table of more files than are counted for the sake of a number. */
+#define TABLE_FILES (COUNTED_FILES_MAX + 5)
+struct table {
+	size_t next;
+	char name[16];
+	struct tree_entry entry;
+};
+
+static int next_table_file(void *context, struct tree_edit *ret_edit)
+{
+	struct table *table = context;
+	if (table->next == TABLE_FILES)
+		return -ERR_NOT_FOUND;
+	snprintf(table->name, sizeof(table->name), "%08zu", table->next++);
+	table->entry = (struct tree_entry){
+	        .name = table->name,
+	        .name_length = strlen(table->name),
+	        .attributes = {.mode = S_IFREG | 0644, .mtime_ns = 1},
+	};
+	*ret_edit = (struct tree_edit){
+	        .name = table->name,
+	        .name_length = table->entry.name_length,
+	        .entry = &table->entry,
+	};
+	return 0;
+}
+
+static struct pointer make_table(struct fixture *fixture)
+{
+	struct packer *packer;
+	struct pointer table, made;
+	struct commit commit = {
+	        .root = {.mode = S_IFDIR | 0755},
+	        .author = "tester@host",
+	        .message = "a table",
+	};
+	struct table files = {0};
+	check(packer_new(fixture->odb, &packer));
+	check(tree_apply(fixture->odb, packer, &pointer_none, next_table_file, &files, &table,
+	                 message));
+	const struct tree_entry entry = {
+	        .name = "table",
+	        .name_length = 5,
+	        .attributes = {.mode = S_IFDIR | 0755, .mtime_ns = 1},
+	        .content = {.pointer = table},
+	};
+	check(tree_set_path(fixture->odb, packer, &pointer_none, "table", &entry, &commit.tree,
+	                    message));
+	check(commit_write(fixture->odb, packer, &commit, &made, message));
+	check(packer_flush(packer, message));
+	packer_free(packer);
+	return made;
+}
+
+static void test_restore__large_tables(void **state)
+{
+	struct fixture fixture;
+	uint64_t changed;
+	struct commit *from;
+	fixture_new(&fixture);
+	struct worktree *main = get(&fixture, "main");
+	struct pointer made = make_table(&fixture);
+	const char *const table[] = {"table"};
+	const struct commit_options options = commit_all();
+	struct commit_result result;
+	check(commit_read(fixture.odb, &made, &from, message));
+
+	check(put(main, "one", "1"));
+	check(put(main, "two", "2"));
+	check(worktree_restore(main, from, table, 1, &changed, message));
+	assert_int_equal(changed, RESTORED_COUNT_MAX + 1);
+	check(worktree_commit(main, &options, &result, message));
+	/* what was stored is counted beside it */
+	assert_true(result.more);
+	assert_int_equal(result.files, COUNTED_FILES_MAX + 4);
+	assert_int_equal(result.bytes_new, 2);
+	assert_file(&fixture, main, "table/00100004", "");
+	assert_file(&fixture, main, "table/00100005", NULL);
+
+	check(put(main, "table/00000007", "seven"));
+	check(worktree_commit(main, &options, &result, message));
+	assert_false(result.more);
+	assert_int_equal(result.files, 1);
+
+	free(from);
+	worktree_unref(main);
+	fixture_end(&fixture);
+}
+
 static void test_restore__what_is_in_the_way(void **state)
 {
 	struct fixture fixture;
@@ -626,6 +715,7 @@ int main(void)
 	        cmocka_unit_test(test_move__collisions_of_directories),
 	        cmocka_unit_test(test_move__settled_after_opening),
 	        cmocka_unit_test(test_restore),
+	        cmocka_unit_test(test_restore__large_tables),
 	        cmocka_unit_test(test_restore__what_is_in_the_way),
 	        cmocka_unit_test(test_branches),
 	        cmocka_unit_test(test_branches__rename_interrupted),

@@ -17,8 +17,8 @@
  *
  * Invariants: (1) a program that another user could have written does not run: not a regular file,
  * not of root or the lake's owner, writable by group or others, and for root whatever is not
- * root's: -ERR_REFUSED. (2) No lock is held
- * while a hook runs, so it may call lakectl. (3) Without a hook a call is one look at the disk.
+ * root's: -ERR_REFUSED. (2) No lock is held while a hook runs, so it may call lakectl. (3) Without
+ * a hook a call is one look at the disk.
  * Threads: any. Blocks: as long as the hook.
  */
 #ifndef FS_HOOKS_H

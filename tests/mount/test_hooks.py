@@ -215,6 +215,25 @@ def told(lake, receiver):
         assert receiver.events()[before:] == ["published"], receiver.events()
         assert json.loads(receiver.heard[-1][1])["source"] == "dev"
 
+    with tests.case("a receiver hears why something was not published"):
+        audit = lake.scratch / "audit"
+        audit.write_text("#!/bin/sh\necho t/more: column delay: 12 rows are NULL; exit 1\n")
+        audit.chmod(0o755)
+        lake.scratch.chmod(0o755)
+        lake.ctl("audit", "add", "main", "nulls", "--", audit)
+        lake.ctl("webhook", "add", "main", "watch", receiver.url, "--event", "audit-failed")
+        (lake / "dev" / "t" / "more").write_text("NULL")
+        lake.ctl("commit", "dev", "-m", "nulls")
+        before = len(receiver.heard)
+        assert refused(lake, "publish", "dev", "--into", "main").code == 4
+        until(lambda: len(receiver.heard) > before)
+        event = json.loads(receiver.heard[-1][1])
+        assert event["event"] == "audit-failed" and event["verdict"] == "failed", event
+        assert "column delay: 12 rows are NULL" in json.dumps(event["audits"]), event
+        assert "X-Lake-Signature-256" not in receiver.heard[-1][0]
+        lake.ctl("webhook", "remove", "main", "watch")
+        lake.ctl("audit", "remove", "main", "nulls")
+
     with tests.case("webhook list, test and remove"):
         listed = lake.ctl("webhook", "list", "main")["webhooks"]
         assert [(item["name"], item["events"], item["waiting"]) for item in listed] == \

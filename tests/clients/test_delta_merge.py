@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Two branches write one Delta table and are merged: delta-rs reads what came of it."""
 import os
+import random
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from lake import Lake, Refused, Tests
@@ -159,6 +161,30 @@ with Lake() as lake:
         commit(lake, "picked")
         lake.ctl("cherry-pick", "picked", "main")
         assert ids(main) == [*range(10), *range(100, 110), *range(200, 210)]
+
+    with tests.case("four branches that append, and are merged into each other at random"):
+        seed = int(os.environ.get("TEST_SEED", time.time_ns() % 10**6))
+        print(f"# TEST_SEED={seed}")
+        random.seed(seed)
+        main, _ = fork(lake, "random")
+        branches = ["main", "random", "random2", "random3"]
+        for name in branches[2:]:
+            lake.ctl("branch", "create", name, "main")
+        wanted = {name: set(range(10)) for name in branches}
+        for step in range(40):
+            name = random.choice(branches)
+            table = lake / name / "random"
+            if random.random() < 0.5:
+                write(table, rows(1000 + step, 1))
+                wanted[name].add(1000 + step)
+                if random.random() < 0.3:
+                    deltalake.DeltaTable(str(table)).create_checkpoint()
+                lake.ctl("commit", name, "-m", f"step {step}")
+            else:
+                other = random.choice([other for other in branches if other != name])
+                lake.ctl("merge", other, name, *random.choice([[], [], ["--squash"]]))
+                wanted[name] |= wanted[other]
+            assert ids(table) == sorted(wanted[name]), step
 
     with tests.case("an overwrite did not see the target's append: a conflict of the table"):
         main, dev = fork(lake, "over")

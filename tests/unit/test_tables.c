@@ -307,6 +307,40 @@ static void merged_again_and_again(void **state)
 	check_conflict(world, merged, gone_on, dev, 2, "source's DELETE removes files");
 }
 
+static struct pointer merge_of(struct world *world, const struct commit *source,
+                               const struct commit *target)
+{
+	struct merge_options options = {.directory = merge_table};
+	struct merge_result result = {0};
+	bool forward, up_to_date;
+	assert_int_equal(merge_commits(world->history, world->odb, world->packer, source, target,
+	                               &options, &result, &forward, &up_to_date, &world->message),
+	                 0);
+	assert_int_equal(result.conflict_count, 0);
+	return result.tree;
+}
+
+/* Each was merged into the other, so there are two best common ancestors. */
+static void merged_crosswise(void **state)
+{
+	struct world *world = *state;
+	struct pointer base = base_table(world, 2);
+	struct commit *root = commit_of(world, base, NULL, NULL);
+	struct commit *dev = commit_of(world, with(world, base, 2, APPEND("s"), NULL), root, NULL);
+	struct commit *main = commit_of(world, with(world, base, 2, APPEND("t"), NULL), root, NULL);
+	struct commit *to_main = commit_of(world, merge_of(world, dev, main), main, dev);
+	struct commit *to_dev = commit_of(world, merge_of(world, main, dev), dev, main);
+	struct commit *new_main =
+	        commit_of(world, with(world, to_main->tree, 4, APPEND("t2"), NULL), to_main, NULL);
+	struct commit *new_dev =
+	        commit_of(world, with(world, to_dev->tree, 4, APPEND("s2"), NULL), to_dev, NULL);
+	struct merge_result result = {.tree = merge_of(world, new_dev, new_main)};
+	check_log(world, &result, "0:first 1:base 2:t 3:s 4:t2 5:s2 ");
+	struct commit *commits[] = {root, dev, main, to_main, to_dev, new_main, new_dev};
+	for (size_t i = 0; i < ARRAY_SIZE(commits); i++)
+		free(commits[i]);
+}
+
 /* -- Delta: what does not -- */
 
 static void check_source_entry(struct world *world, const char *entry, const char *words)
@@ -654,6 +688,7 @@ int main(void)
 	        TEST(what_is_derived_stays_with_its_log),
 	        TEST(cleaned_logs),
 	        TEST(merged_again_and_again),
+	        TEST(merged_crosswise),
 	        TEST(what_is_no_blind_append),
 	        TEST(what_the_target_must_not_have_done),
 	        TEST(versions_taken_back),

@@ -1,4 +1,5 @@
 /* Rules of branches: strict to read, the same bytes for the same rules, one request each. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -363,6 +364,41 @@ static void test_more_than_are_kept(void **state)
 	object_store_free(store);
 }
 
+/* Two hundred rules, more than are kept, so that they also push each other out. */
+static void *load_many(void *context)
+{
+	struct object_store *store = context;
+	size_t bad = 0;
+	for (int i = 0; i < 400; i++) {
+		CLEANUP(rules_cleanup) struct rules *rules = NULL;
+		CLEANUP(rules_cleanup) struct rules *loaded = NULL;
+		char text[128];
+		struct id id;
+		snprintf(text, sizeof text, AUDIT("\"name\":\"t%d\",\"command\":[\"x\"]"), i % 200);
+		rules = parse(text);
+		if (rules_store(store, rules, &id, NULL) < 0 ||
+		    rules_load(store, &id, &loaded, NULL) < 0 ||
+		    strcmp(loaded->audits[0].name, rules->audits[0].name) != 0)
+			bad++;
+	}
+	return (void *)bad;
+}
+
+static void test_several_at_once(void **state)
+{
+	struct object_store *store;
+	pthread_t threads[4];
+	assert_int_equal(object_memory_open(&store), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(threads); i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, load_many, store), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(threads); i++) {
+		void *bad;
+		pthread_join(threads[i], &bad);
+		assert_null(bad);
+	}
+	object_store_free(store);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -377,6 +413,7 @@ int main(void)
 	        cmocka_unit_test(test_no_rules_are_no_object),
 	        cmocka_unit_test(test_damage_is_told_and_mended_by_storing),
 	        cmocka_unit_test(test_more_than_are_kept),
+	        cmocka_unit_test(test_several_at_once),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

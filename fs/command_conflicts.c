@@ -73,28 +73,44 @@ struct merge_options conflict_options(const struct take_list *takes)
 
 /* -- telling -- */
 
-/* Where it can be read now: on the mount, or as what `lakectl cat` and `ls` take. */
-static void reply_at(struct command *command, cJSON *side, const struct id *revision,
-                     const char *path)
+/* What paths of each side begin with, where they can be read now: on the mount, or as what
+ * `lakectl cat` and `ls` take. NULL: nowhere. */
+struct places {
+	char *base, *source, *target;
+};
+
+static void places_release(struct places *places)
 {
-	CLEANUP(free_pointer) char *at = NULL;
-	const char *mountpoint = command->lake->mountpoint;
-	char hex[ID_HEX + 1];
-	if (id_is_zero(revision))
-		return;
-	id_to_hex(revision, hex);
-	int length = mountpoint
-	                     ? asprintf(&at, "%s/@%s%s%s", mountpoint, hex, *path ? "/" : "", path)
-	                     : asprintf(&at, "%s:%s", hex, path);
-	if (length >= 0)
-		reply_path(side, "at", at, (size_t)length);
-	else
-		at = NULL;
+	free(places->base);
+	free(places->source);
+	free(places->target);
 }
 
-static void reply_side(struct command *command, cJSON *object, const char *name,
-                       const struct tree_entry *entry, const struct id *revision, const char *path)
+static char *place_of(const struct command *command, const struct id *revision)
 {
+	const char *mountpoint = command->lake->mountpoint;
+	char hex[ID_HEX + 1], *place = NULL;
+	if (id_is_zero(revision))
+		return NULL;
+	id_to_hex(revision, hex);
+	int length = mountpoint ? asprintf(&place, "%s/@%s/", mountpoint, hex)
+	                        : asprintf(&place, "%s:", hex);
+	return length < 0 ? NULL : place;
+}
+
+static char *place_of_branch(const struct command *command, const char *branch)
+{
+	char *place;
+	if (!command->lake->mountpoint ||
+	    asprintf(&place, "%s/%s/", command->lake->mountpoint, branch) < 0)
+		return NULL;
+	return place;
+}
+
+static void reply_side(cJSON *object, const char *name, const struct tree_entry *entry,
+                       const char *place, const char *path)
+{
+	CLEANUP(free_pointer) char *at = NULL;
 	if (!entry)
 		return;
 	cJSON *side = cJSON_AddObjectToObject(object, name);
@@ -105,7 +121,11 @@ static void reply_side(struct command *command, cJSON *object, const char *name,
 	cJSON_AddNumberToObject(side, "size",
 	                        (double)(link ? entry->target_length : entry->content.size));
 	reply_id(side, "content", &entry->content.pointer.id);
-	reply_at(command, side, revision, path);
+	int length = place ? asprintf(&at, "%s%s", place, path) : -1;
+	if (length < 0)
+		at = NULL;
+	else
+		reply_path(side, "at", at, (size_t)length);
 }
 
 static void reply_table(cJSON *object, const struct conflict *conflict)
@@ -120,8 +140,7 @@ static void reply_table(cJSON *object, const struct conflict *conflict)
 		        paths, reply_path_item(conflict->paths[i], strlen(conflict->paths[i])));
 }
 
-static cJSON *conflict_item(struct command *command, const struct conflict *conflict,
-                            const struct merge_result *result)
+static cJSON *conflict_item(const struct conflict *conflict, const struct places *places)
 {
 	cJSON *object = cJSON_CreateObject();
 	const char *path = conflict->path;
@@ -131,18 +150,30 @@ static cJSON *conflict_item(struct command *command, const struct conflict *conf
 	cJSON_AddStringToObject(object, "kind", words);
 	if (conflict->format)
 		reply_table(object, conflict);
-	reply_side(command, object, "base", conflict->base, &result->base, path);
-	reply_side(command, object, "source", conflict->source, &result->source, path);
-	reply_side(command, object, "target", conflict->target, &result->target, path);
+	reply_side(object, "base", conflict->base, places->base, path);
+	reply_side(object, "source", conflict->source, places->source, path);
+	reply_side(object, "target", conflict->target, places->target, path);
 	return object;
+}
+
+void reply_unmerged(struct command *command, const struct merge_result *result, const char *branch)
+{
+	CLEANUP(places_release)
+	struct places places = {
+	        .base = place_of(command, &result->base),
+	        .source = branch ? place_of_branch(command, branch)
+	                         : place_of(command, &result->source),
+	        .target = place_of(command, &result->target),
+	};
+	cJSON *array = cJSON_AddArrayToObject(command->reply, "conflicts");
+	for (size_t i = 0; i < result->conflict_count; i++)
+		cJSON_AddItemToArray(array, conflict_item(&result->conflicts[i], &places));
 }
 
 int reply_conflicts(struct command *command, const struct merge_result *result)
 {
 	const struct conflict *first = result->conflicts;
-	cJSON *array = cJSON_AddArrayToObject(command->reply, "conflicts");
-	for (size_t i = 0; i < result->conflict_count; i++)
-		cJSON_AddItemToArray(array, conflict_item(command, &result->conflicts[i], result));
+	reply_unmerged(command, result, NULL);
 	if (!result->conflict_count)
 		return 0;
 	return fail(command->message, -ERR_CONFLICT,

@@ -1,7 +1,7 @@
 /*
  * command_work — commit, status, refresh, restore, reset: what touches one working tree.
  */
-#include "fs/command_internal.h"
+#include "fs/conflicts.h"
 
 #include <stdio.h>
 
@@ -66,13 +66,24 @@ static int kept(struct message *message, int error)
 	            error == -ERR_STORE_AWAY ? ": commit again later" : "");
 }
 
+struct committing_here {
+	struct command *command;
+	const struct worktree *worktree;
+};
+
 static void reply_conflicted(void *context, const char *path)
 {
-	cJSON *reply = context;
+	cJSON *reply = ((struct committing_here *)context)->command->reply;
 	cJSON *array = cJSON_GetObjectItemCaseSensitive(reply, "conflicts");
 	cJSON *object = cJSON_CreateObject();
 	reply_path(object, "path", path, strlen(path));
 	cJSON_AddItemToArray(array ? array : cJSON_AddArrayToObject(reply, "conflicts"), object);
+}
+
+static void reply_not_merged(void *context, const struct merge_result *merged)
+{
+	struct committing_here *here = context;
+	reply_unmerged(here->command, merged, worktree_branch(here->worktree));
 }
 
 int command_commit_run(struct command *command)
@@ -95,6 +106,7 @@ int command_commit_run(struct command *command)
 	if (error < 0)
 		return error;
 	const struct ref_rights rights = command_rights(command);
+	struct committing_here here = {command, worktree};
 	struct commit_options options = {
 	        .author = command->caller->name,
 	        .message = text,
@@ -109,7 +121,8 @@ int command_commit_run(struct command *command)
 	        .wait_ms = (int)argument_number(command, "wait_ms", OPEN_WAIT_MS_DEFAULT),
 	        .progress = &command->output->progress,
 	        .conflicted = reply_conflicted,
-	        .context = command->reply,
+	        .unmerged = reply_not_merged,
+	        .context = &here,
 	};
 	error = worktree_commit(worktree, &options, &result, command->message);
 	if (!error) {

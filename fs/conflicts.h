@@ -22,5 +22,7 @@ struct merge_options conflict_options(const struct take_list *takes);
 /* Reply's "conflicts", each side with where it can be read now. -ERR_CONFLICT + message when there
  * are any, else 0. */
 int reply_conflicts(struct command *command, const struct merge_result *result);
+/* The list alone. `branch`: the source is what is not committed there; NULL: a commit. */
+void reply_unmerged(struct command *command, const struct merge_result *result, const char *branch);
 
 #endif

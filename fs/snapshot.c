@@ -303,9 +303,11 @@ static int fail_conflicts(struct committing *committing, const struct merge_resu
 	struct names names = {0};
 	for (size_t i = 0; i < merged->conflict_count; i++) {
 		names_add(&names, merged->conflicts[i].path);
-		if (options->conflicted && !committing->guessing)
+		if (options->conflicted && !options->unmerged && !committing->guessing)
 			options->conflicted(options->context, merged->conflicts[i].path);
 	}
+	if (options->unmerged && !committing->guessing)
+		options->unmerged(options->context, merged);
 	return fail(committing->message, -ERR_CONFLICT,
 	            "%s has moved meanwhile, and these were changed there too: %s; nothing was "
 	            "committed. Keep a copy of yours, `lakectl restore` them, and commit again",
@@ -322,6 +324,8 @@ static int merge_onto_head(struct committing *committing, const struct merge_sid
 	                        &committing->built, head, &options, &merged, committing->message);
 	if (error)
 		return error;
+	merged.base = committing->view.base.id;
+	merged.target = committing->head.commit.id;
 	if (merged.conflict_count)
 		return fail_conflicts(committing, &merged);
 	committing->shown = (struct merge_side){merged.tree, merged.root};

@@ -262,6 +262,9 @@ struct commit_options {
 	const struct progress *progress;
 	/* Every path that -ERR_CONFLICT is about; may be NULL. */
 	void (*conflicted)(void *context, const char *path);
+	/* Where the branch has moved and did not merge: all of it, instead of path by path. May be
+	 * NULL. The result's base is the working tree's, its target the branch's head. */
+	void (*unmerged)(void *context, const struct merge_result *merged);
 	void *context;
 	const struct ref_rights *rights; /* see refs/protection.h; NULL: none */
 };

@@ -258,8 +258,12 @@ static void row_conflict(struct renderer *renderer, const cJSON *item)
 {
 	static const char *const sides[] = {"base", "source", "target"};
 	CLEANUP(free_pointer) char *path = path_of(item, "path");
-	printf("%sconflict%s  %s  (%s)\n", paint(renderer, RED), paint(renderer, PLAIN),
-	       path ? path : "", text_of(item, "kind"));
+	printf("%sconflict%s  %s", paint(renderer, RED), paint(renderer, PLAIN), path ? path : "");
+	if (!has(item, "kind")) {
+		printf("\n");
+		return;
+	}
+	printf("  (%s)\n", text_of(item, "kind"));
 	if (has(item, "sentence"))
 		printf("    %s\n", text_of(item, "sentence"));
 	for (size_t i = 0; i < ARRAY_SIZE(sides); i++) {

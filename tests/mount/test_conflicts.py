@@ -11,6 +11,21 @@ from lake import BIN, Lake, Tests, refused
 tests = Tests()
 
 
+class Clone(Lake):
+    """Another host's lake over the same store."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def __enter__(self):
+        self.mountpoint.mkdir()
+        subprocess.run([BIN / "lakectl", "-q", "clone", f"file://{self.other.directory}/store", self.directory],
+                       check=True, stdout=subprocess.DEVNULL)
+        self.mount()
+        return self
+
+
 def commit(lake, *branches):
     for branch in branches:
         lake.ctl("commit", branch, "-m", branch)
@@ -134,4 +149,17 @@ with Lake() as lake:
         assert pathlib.Path(found["source"]["at"]).read_bytes() == b"9"
         lake.ctl("cherry-pick", "pick", "main", "--take", "source:p")
         assert (main / "p").read_bytes() == b"9"
+    with tests.case("a commit that another host was before"):
+        fork(lake, "host", {"both": b"0", "mine": b"0"})
+        with Clone(lake) as other:
+            (other / "main/both").write_bytes(b"theirs")
+            (lake / "main/both").write_bytes(b"mine, longer")
+            (lake / "main/mine").write_bytes(b"mine")
+            commit(other, "main")
+            found = refused(lake, "commit", "main", "-m", "late").reply["conflicts"]
+            assert [(item["path"], item["kind"]) for item in found] == [("both", "both changed")]
+            sides = [found[0][side] for side in ("base", "source", "target")]
+            assert [side["size"] for side in sides] == [1, 12, 6]
+            assert [pathlib.Path(side["at"]).read_bytes() for side in sides] == [b"0", b"mine, longer", b"theirs"]
+            assert sides[1]["at"] == str(lake / "main/both")
 tests.done()

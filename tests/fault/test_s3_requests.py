@@ -164,10 +164,10 @@ def commands(lake, state, before):
 
 # At most, whatever the lake's size. Cold: each level of a tree that is not in the same window of a pack is a
 # request more; "log -n 10" reads a pack for each commit, here five.
-WARM = {"commit of one file": 2, "branch create": 1, "tag create": 1, "status": 0, "log -n 10": 1, "show": 1,
+WARM = {"commit of one file": 2, "branch create": 1, "tag create": 1, "status": 0, "log -n 10": 1, "show": 2,
         "reflog": 1, "branch list": 1, "diff": 2, "merge": 3, "merge, up to date": 2, "revert": 3, "undo": 2, "reset": 2,
         "branch rename": 2, "branch delete": 2}
-COLD = {"commit of one file": 5, "branch create": 3, "tag create": 1, "status": 0, "log -n 10": 8, "show": 4,
+COLD = {"commit of one file": 5, "branch create": 3, "tag create": 1, "status": 0, "log -n 10": 8, "show": 5,
         "reflog": 1, "branch list": 3, "diff": 6, "merge": 9, "merge, up to date": 5, "revert": 8, "undo": 5, "reset": 5,
         "branch rename": 5, "branch delete": 4}
 

@@ -22,6 +22,7 @@
 #include <stdio.h>
 
 #define LOG_BYTES_MAX ((uint64_t)256 << 20) /* of one side's own entries */
+#define BATCH_BYTES_MAX ((uint64_t)4 << 20) /* loaded at once, or a single larger entry */
 #define NOWHERE UINT64_MAX
 
 struct log_side {
@@ -263,48 +264,121 @@ static void summary_add(struct summary *summary, const char *operation)
 	summary->times = 1;
 }
 
-static int read_entry(struct merger *merger, const struct delta_version *version,
-                      struct delta_writes *writes, struct delta_entry *ret_entry,
-                      struct message *why)
+/* Bytes of `count` entries, one after another. What lies together in a pack is one request. */
+static int load(struct merger *merger, const struct delta_version *const *wanted, size_t count,
+                char *bytes, struct message *why)
 {
-	const struct content *content = &version->entry->content;
-	unsigned long long number = version->number;
-	struct message detail = {0};
-	if (content->size > DELTA_ENTRY_BYTES_MAX)
-		return fail(why, -ERR_INVALID, "version %llu is too large", number);
-	CLEANUP(free_pointer) char *bytes = malloc(content->size + 1);
-	if (!bytes)
+	CLEANUP(free_pointer) struct pointer *pointers = calloc(count, sizeof(*pointers));
+	CLEANUP(free_pointer) uint8_t **out = calloc(count, sizeof(*out));
+	size_t chunks = 0;
+	if (!pointers || !out)
 		return fail(why, -ERR_NO_MEMORY, "out of memory");
-	int error = content_read(merger->odb, content, 0, content->size, bytes, why);
-	if (error)
-		return error;
-	error = delta_entry_parse(bytes, content->size, ret_entry, writes, &detail);
-	return error ? fail(why, error, "version %llu: %s", number, detail.text) : 0;
+	for (size_t i = 0; i < count; i++) {
+		const struct content *content = &wanted[i]->entry->content;
+		if (content->kind == CONTENT_CHUNK && content->size == content->pointer.place.raw) {
+			pointers[chunks] = content->pointer;
+			out[chunks++] = (uint8_t *)bytes;
+		} else {
+			int error =
+			        content_read(merger->odb, content, 0, content->size, bytes, why);
+			if (error)
+				return error;
+		}
+		bytes += content->size;
+	}
+	return odb_read_chunks(merger->odb, pointers, chunks, out, why);
+}
+
+/* How many entries are loaded at once: at least one. */
+static int batch_of(const struct delta_version *const *wanted, size_t count, size_t *ret_count,
+                    uint64_t *ret_bytes, struct message *why)
+{
+	uint64_t bytes = 0;
+	size_t taken = 0;
+	for (; taken < count; taken++) {
+		uint64_t size = wanted[taken]->entry->content.size;
+		if (size > DELTA_ENTRY_BYTES_MAX)
+			return fail(why, -ERR_INVALID, "version %llu is too large",
+			            (unsigned long long)wanted[taken]->number);
+		if (taken > 0 && bytes + size > BATCH_BYTES_MAX)
+			break;
+		bytes += size;
+	}
+	*ret_count = taken;
+	*ret_bytes = bytes;
+	return 0;
+}
+
+typedef void entry_fn(void *context, const struct delta_entry *entry);
+
+static int visit_entries(struct merger *merger, const struct delta_version *const *wanted,
+                         size_t count, struct delta_writes *writes, entry_fn *visit, void *context,
+                         struct message *why)
+{
+	uint64_t total = 0, length = 0;
+	for (size_t done = 0, batch = 0; done < count; done += batch) {
+		int error = batch_of(wanted + done, count - done, &batch, &length, why);
+		if (error)
+			return error;
+		total += length;
+		if (total > LOG_BYTES_MAX)
+			return fail(why, -ERR_INVALID, "its new versions are too large");
+		CLEANUP(free_pointer) char *bytes = malloc(length + 1);
+		if (!bytes)
+			return fail(why, -ERR_NO_MEMORY, "out of memory");
+		error = load(merger, wanted + done, batch, bytes, why);
+		const char *at = bytes;
+		for (size_t i = done; !error && i < done + batch; i++) {
+			struct message detail = {0};
+			struct delta_entry entry;
+			uint64_t size = wanted[i]->entry->content.size;
+			error = delta_entry_parse(at, size, &entry, writes, &detail);
+			if (error)
+				return fail(why, error, "version %llu: %s",
+				            (unsigned long long)wanted[i]->number, detail.text);
+			visit(context, &entry);
+			at += size;
+		}
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+struct own {
+	struct log_side *side;
+	struct summary summary;
+};
+
+static void note_own(void *context, const struct delta_entry *entry)
+{
+	struct own *own = context;
+	own->side->changes_table |= entry->changes_table;
+	own->side->restores |= entry->restores;
+	if (entry->not_blind && !own->side->not_blind.not_blind)
+		own->side->not_blind = *entry;
+	summary_add(&own->summary, entry->operation);
 }
 
 static int read_own(struct merger *merger, struct log_side *side, struct message *why)
 {
-	struct summary summary = {.text = side->summary};
-	uint64_t total = 0;
-	for (size_t i = 0; i < side->log.count; i++) {
-		const struct delta_version *version = &side->log.items[i];
-		struct delta_entry entry;
-		if (version->in_other)
-			continue;
-		total += version->entry->content.size;
-		if (total > LOG_BYTES_MAX)
-			return fail(why, -ERR_INVALID, "its new versions are too large");
-		int error = read_entry(merger, version, &side->writes, &entry, why);
-		if (error)
-			return error;
-		side->changes_table |= entry.changes_table;
-		side->restores |= entry.restores;
-		if (entry.not_blind && !side->not_blind.not_blind)
-			side->not_blind = entry;
-		summary_add(&summary, entry.operation);
-	}
-	summary_flush(&summary);
-	return 0;
+	struct own own = {.side = side, .summary = {.text = side->summary}};
+	size_t count = 0;
+	CLEANUP(free_pointer)
+	const struct delta_version **wanted = calloc(side->log.count + 1, sizeof(*wanted));
+	if (!wanted)
+		return fail(why, -ERR_NO_MEMORY, "out of memory");
+	for (size_t i = 0; i < side->log.count; i++)
+		if (!side->log.items[i].in_other)
+			wanted[count++] = &side->log.items[i];
+	int error = visit_entries(merger, wanted, count, &side->writes, note_own, &own, why);
+	summary_flush(&own.summary);
+	return error;
+}
+
+static void note_shared(void *context, const struct delta_entry *entry)
+{
+	*(bool *)context |= entry->changes_table;
 }
 
 /* The source's own entries were written before some that both have, or may have been, and are to
@@ -312,17 +386,21 @@ static int read_own(struct merger *merger, struct log_side *side, struct message
 static int check_shared(struct merger *merger, const char **ret_reason, struct message *why)
 {
 	CLEANUP(delta_writes_release) struct delta_writes writes = {0};
+	const struct delta_versions *target = &merger->target.log;
 	bool after = continues_base(merger, &merger->source.log), changes_table = false;
-	for (size_t i = merger->fork - merger->first; i < merger->target.log.count; i++) {
-		const struct delta_version *version = &merger->target.log.items[i];
-		struct delta_entry entry;
-		if (!version->in_other || (version->in_base && after))
-			continue;
-		int error = read_entry(merger, version, &writes, &entry, why);
-		if (error)
-			return error;
-		changes_table |= entry.changes_table;
+	size_t count = 0;
+	CLEANUP(free_pointer)
+	const struct delta_version **wanted = calloc(target->count + 1, sizeof(*wanted));
+	if (!wanted)
+		return fail(why, -ERR_NO_MEMORY, "out of memory");
+	for (size_t i = merger->fork - merger->first; i < target->count; i++) {
+		const struct delta_version *version = &target->items[i];
+		if (version->in_other && !(version->in_base && after))
+			wanted[count++] = version;
 	}
+	int error = visit_entries(merger, wanted, count, &writes, note_shared, &changes_table, why);
+	if (error)
+		return error;
 	if (changes_table)
 		*ret_reason =
 		        "they do not agree on when its schema, properties or protocol changed";

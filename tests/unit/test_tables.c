@@ -341,6 +341,52 @@ static void merged_crosswise(void **state)
 		free(commits[i]);
 }
 
+/* With nothing cached: entries that were stored together are read together. */
+static void cost_is_what_is_new(void **state)
+{
+	struct world *world = *state;
+	static const struct {
+		unsigned versions, new;
+	} shapes[] = {{10, 5}, {3000, 5}, {10, 500}};
+	uint64_t reads[ARRAY_SIZE(shapes)];
+	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
+		struct pointer base = base_table(world, shapes[i].versions), trees[2];
+		for (unsigned side = 0; side < 2; side++) {
+			trees[side] = base;
+			for (unsigned j = 0; j < shapes[i].new; j++) {
+				char text[300];
+				snprintf(text, sizeof(text), BLIND ADD("%u-%u-%zu"), side, j, i);
+				log_put(world, &trees[side], shapes[i].versions + j, text);
+			}
+		}
+		assert_int_equal(packer_flush(world->packer, &world->message), 0);
+		struct odb *odb, *kept = world->odb;
+		struct packer *packer, *kept_packer = world->packer;
+		assert_int_equal(odb_new(world->store, &(struct odb_options){0}, &odb), 0);
+		assert_int_equal(packer_new(odb, &packer), 0);
+		world->odb = odb;
+		world->packer = packer;
+		struct merge_result result;
+		int64_t start_ns = clock_wall_ns();
+		merge(world, base, trees[0], trees[1], &result);
+		double ms = (double)(clock_wall_ns() - start_ns) / 1e6;
+		assert_int_equal(result.conflict_count, 0);
+		assert_int_equal(result.changed, shapes[i].new);
+		merge_result_release(&result);
+		struct odb_stats stats;
+		odb_stats(odb, &stats);
+		reads[i] = stats.reads;
+		print_message("%u versions, %u new ones on each side: %llu reads, %.1f ms\n",
+		              shapes[i].versions, shapes[i].new, (unsigned long long)reads[i], ms);
+		packer_free(packer);
+		odb_free(odb);
+		world->odb = kept;
+		world->packer = kept_packer;
+	}
+	assert_true(reads[1] < reads[0] + 20);
+	assert_true(reads[2] < 100);
+}
+
 /* -- Delta: what does not -- */
 
 static void check_source_entry(struct world *world, const char *entry, const char *words)
@@ -689,6 +735,7 @@ int main(void)
 	        TEST(cleaned_logs),
 	        TEST(merged_again_and_again),
 	        TEST(merged_crosswise),
+	        TEST(cost_is_what_is_new),
 	        TEST(what_is_no_blind_append),
 	        TEST(what_the_target_must_not_have_done),
 	        TEST(versions_taken_back),

@@ -14,7 +14,8 @@
 /* Less is not worth a request: it waits for more credit. */
 #define AHEAD_BYTES_MIN ((uint64_t)64 << 10)
 #define AHEAD_BYTES_ENOUGH ((uint64_t)1 << 20)
-#define ASK_BYTES ((uint64_t)16 << 20) /* read of a large window: time to ask for more */
+#define AHEAD_BYTES_LARGE ((uint64_t)16 << 20) /* two requests */
+#define ASK_BYTES ((uint64_t)16 << 20)         /* read of a large window: time to ask for more */
 #define GAP_BYTES_MAX ((uint64_t)1 << 20)
 #define BACK_BYTES_MAX ((uint64_t)2 << 20) /* the kernel's reads overtake each other by so much */
 #define STEADY_BYTES ((uint64_t)16 << 20)  /* a cursor that went on for so long will go on */
@@ -161,7 +162,9 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		return used;
 	uint64_t length = smaller(cursor->at + window - from, read->size - from);
 	length = smaller(length, cursors->credit);
+	/* The more is ahead already, the longer it can wait for enough for large requests. */
 	uint64_t least = smaller(larger(window / 4, AHEAD_BYTES_MIN), AHEAD_BYTES_ENOUGH);
+	least = smaller(larger(least, (from - cursor->at) / 4), AHEAD_BYTES_LARGE);
 	if (length < least && length < read->size - from)
 		return used;
 	cursors->credit -= length;

@@ -25,7 +25,7 @@
 /* A reader's share of one request: larger ones are split, for connections have their own limits. */
 #define DEMAND_BYTES_MAX ((uint64_t)2 << 20)
 /* Requests of what is fetched ahead: large ones cost the store less, several arrive sooner. */
-#define AHEAD_BYTES_MIN ((uint64_t)1 << 20)
+#define AHEAD_BYTES_MIN ((uint64_t)2 << 20)
 #define AHEAD_BYTES_MAX ((uint64_t)8 << 20)
 #define AHEAD_PARTS 2 /* of what is asked for at once */
 #define AHEAD_PAUSE_MS 1000

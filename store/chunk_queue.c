@@ -28,6 +28,7 @@ struct chunk_queue {
 	struct packer *packer;
 	struct list_builder *builder;
 	uint64_t alone; /* bytes stored without threads */
+	bool is_long;   /* others with a long file wait for this one */
 	pthread_t threads[QUEUE_THREADS_MAX];
 	size_t thread_count;
 
@@ -142,6 +143,8 @@ void chunk_queue_free(struct chunk_queue *queue)
 	pthread_mutex_unlock(&queue->lock);
 	for (size_t i = 0; i < queue->thread_count; i++)
 		pthread_join(queue->threads[i], NULL);
+	if (queue->is_long)
+		packer_long_file_end(queue->packer);
 	for (size_t i = 0; queue->jobs && i < QUEUE_JOBS_MAX; i++)
 		free(queue->jobs[i].bytes);
 	free(queue->jobs);
@@ -205,8 +208,12 @@ static int add_alone(struct chunk_queue *queue, const uint8_t *bytes, uint64_t l
 	if (error)
 		return error;
 	queue->alone += bytes ? length : 0;
-	if (queue->alone >= QUEUE_ALONE_BYTES)
+	if (queue->alone >= QUEUE_ALONE_BYTES) {
+		if (!queue->is_long)
+			packer_long_file_begin(queue->packer);
+		queue->is_long = true;
 		start_threads(queue);
+	}
 	return list_builder_add(queue->builder, 0, &entry, message);
 }
 

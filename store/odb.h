@@ -137,7 +137,12 @@ struct packer_turn {
 int packer_add_chunk_in_turn(struct packer *packer, const void *bytes, size_t length,
                              const struct packer_turn *turn, struct pointer *ret_pointer,
                              bool *ret_new, struct message *message);
-/* The same for a record with places. id = SHA-256(tag(kind) || logical). */
+/* Chunks of a long file are added between these, by one thread at a time: the second file waits for
+ * the first, for what is stored in turns lies in pieces and takes a request for each when it is
+ * read. Small files go on beside it. */
+void packer_long_file_begin(struct packer *packer);
+void packer_long_file_end(struct packer *packer);
+/* As a chunk, for a record with places. id = SHA-256(tag(kind) || logical). */
 int packer_add_record(struct packer *packer, enum record_kind kind, const void *logical,
                       size_t logical_length, const void *places, size_t places_length,
                       struct pointer *ret_pointer, struct message *message);

@@ -61,6 +61,9 @@ struct packer {
 	bool content_apart;       /* since the last flush content has had a pack of its own */
 	struct packer_stats stats;
 
+	bool long_file; /* somebody stores one */
+	pthread_cond_t long_file_ended;
+
 	pthread_t putter; /* puts packs that filled; started with the first of them */
 	bool putter_runs;
 	bool putter_due; /* a pack was sealed since it last looked */
@@ -79,6 +82,7 @@ int packer_new(struct odb *odb, struct packer **ret_packer)
 	pthread_mutex_init(&packer->lock, NULL);
 	pthread_cond_init(&packer->put_ended, NULL);
 	pthread_cond_init(&packer->put_wanted, NULL);
+	pthread_cond_init(&packer->long_file_ended, NULL);
 	*ret_packer = packer;
 	return 0;
 }
@@ -124,6 +128,7 @@ void packer_free(struct packer *packer)
 	pack_trim_spares();
 	free(packer->known.slots);
 	pthread_cond_destroy(&packer->put_wanted);
+	pthread_cond_destroy(&packer->long_file_ended);
 	pthread_cond_destroy(&packer->put_ended);
 	pthread_mutex_destroy(&packer->lock);
 	free(packer);
@@ -556,6 +561,23 @@ int packer_add_chunk(struct packer *packer, const void *bytes, size_t length,
                      struct pointer *ret_pointer, bool *ret_new, struct message *message)
 {
 	return packer_add_chunk_in_turn(packer, bytes, length, NULL, ret_pointer, ret_new, message);
+}
+
+void packer_long_file_begin(struct packer *packer)
+{
+	pthread_mutex_lock(&packer->lock);
+	while (packer->long_file)
+		pthread_cond_wait(&packer->long_file_ended, &packer->lock);
+	packer->long_file = true;
+	pthread_mutex_unlock(&packer->lock);
+}
+
+void packer_long_file_end(struct packer *packer)
+{
+	pthread_mutex_lock(&packer->lock);
+	packer->long_file = false;
+	pthread_cond_signal(&packer->long_file_ended);
+	pthread_mutex_unlock(&packer->lock);
 }
 
 /* A record with places as it is stored: one allocation, the caller's; its seal is the tail. */

@@ -3,6 +3,7 @@
  * scratch gives. LAKE_TEST_SEED repeats a run, LAKE_TEST_CASES makes it longer.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -157,6 +158,83 @@ static struct coverage pieces_of(struct fixture *fixture, const struct content *
 	                 0);
 	assert_int_equal(coverage.at, content->size);
 	return coverage;
+}
+
+/* -- where chunks lie -- */
+
+struct storing {
+	struct fixture *fixture;
+	int fd;
+	uint64_t size;
+	struct content content;
+	pthread_t thread;
+	int error;
+};
+
+static void *store_one(void *argument)
+{
+	struct storing *storing = argument;
+
+	storing->error = content_store(storing->fixture->packer, storing->fd, storing->size, NULL,
+	                               &storing->content, NULL);
+	return NULL;
+}
+
+struct layout {
+	struct place last;
+	unsigned chunks, breaks;
+	unsigned first; /* chunks that begin in the file's first 2 MiB */
+};
+
+static int lie(void *context, const struct piece *piece)
+{
+	struct layout *layout = context;
+	const struct place *place = &piece->pointer.place, *last = &layout->last;
+
+	if (layout->chunks)
+		layout->breaks += memcmp(place->pack, last->pack, sizeof(last->pack)) != 0 ||
+		                  place->offset != last->offset + last->stored;
+	layout->first += piece->offset <= 2u << 20;
+	layout->chunks++;
+	layout->last = *place;
+	return 0;
+}
+
+/* Two long files that are stored at once do not come to lie in turns. */
+static void test_long_files_lie_apart(void **state)
+{
+	struct fixture *fixture = *state;
+	enum { SIZE = 24 << 20, PACKS = 8 };
+	struct storing files[2] = {0};
+	struct layout layouts[2] = {0};
+	uint8_t *bytes = malloc(SIZE);
+	uint64_t seed = seed_of_run;
+
+	for (unsigned i = 0; i < 2; i++) {
+		fill_random(bytes, SIZE, &seed);
+		files[i] = (struct storing){
+		        .fixture = fixture, .size = SIZE, .fd = memfd_create("long", MFD_CLOEXEC)};
+		assert_int_equal(write_full(files[i].fd, bytes, SIZE, 0), 0);
+	}
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&files[i].thread, NULL, store_one, &files[i]), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(files[i].thread, NULL);
+		assert_int_equal(files[i].error, 0);
+	}
+	flush(fixture);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(content_pieces(fixture->odb, &files[i].content, 0, SIZE, lie,
+		                                &layouts[i], &fixture->message),
+		                 0);
+		close(files[i].fd);
+	}
+	/* Beginnings may be in each other's way, and a file goes on in the next pack. */
+	for (unsigned i = 0; i < 2; i++)
+		assert_true(layouts[i].breaks <= layouts[0].first + layouts[1].first + PACKS);
+	print_message("%u and %u breaks among %u chunks\n", layouts[0].breaks, layouts[1].breaks,
+	              layouts[0].chunks);
+	free(bytes);
 }
 
 /* -- kinds and holes -- */
@@ -737,6 +815,7 @@ int main(void)
 	const char *seed = getenv("LAKE_TEST_SEED");
 #define TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 	const struct CMUnitTest tests[] = {
+	        TEST(test_long_files_lie_apart),
 	        TEST(test_kinds),
 	        TEST(test_zeroes_are_holes_sparse_or_not),
 	        TEST(test_hole_edges),

@@ -65,7 +65,8 @@ $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIBRARY)
 	$(call quiet,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -lcmocka -o $@
 
 $(BUILD)/tests/lib/%: $(BUILD)/tests/lib/%.o
-	$(call quiet,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $^ -o $@
+	$(call quiet,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $^ $(HELPER_LIBS) -o $@
+$(BUILD)/tests/lib/record_disk: HELPER_LIBS := $(shell pkg-config --libs fuse3 2>/dev/null)
 
 unit-tests: $(UNIT_TESTS)
 helpers: $(HELPERS)

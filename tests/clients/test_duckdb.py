@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """DuckDB on branches of a mounted lake: Parquet, CSV, JSON, globs over branches, a database file."""
 import os
+import random
 import shutil
+import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from clients import both_ways, published
 from lake import VEGA, Lake, Tests
 
 tests = Tests()
@@ -15,9 +19,143 @@ except ImportError:
     tests.done()
 
 
+WRITER = """
+import duckdb, sys
+db = duckdb.connect(sys.argv[1])
+db.sql(f"set checkpoint_threshold = '{sys.argv[2]}'")
+for n in range(100000):
+    db.begin()
+    db.execute("insert into t select ?, repeat('x', 1000) from range(10)", [n])
+    db.execute("update total set n = n + 10")
+    db.commit()
+    print(n, flush=True)
+"""
+
+
 def one(query):
     return duckdb.sql(query).fetchall()[0]
 
+
+def open_at(path, **options):
+    return duckdb.connect(str(path), **options)
+
+
+def partitioned_copies(lake):
+    table = lake / "dev" / "orders"
+
+    def copy(rows, parts, option=""):
+        duckdb.sql(f"copy (select range id, range % {parts} as part from range({rows})) to '{table}' (format parquet, partition_by (part){option})")
+        return one(f"select count(*) from '{table}/**/*.parquet'")[0]
+
+    assert copy(30, 3) == 30
+    try:
+        copy(30, 3)
+        raise AssertionError("what is there was overwritten unasked")
+    except duckdb.IOException:
+        pass
+    assert copy(10, 2, ", overwrite_or_ignore") == 20
+    assert copy(10, 2, ", append") == 30
+    published(lake, "dev", lambda place: duckdb.sql(f"select part, id from '{place}/orders/**/*.parquet' order by all").fetchall())
+    assert copy(6, 2, ", overwrite") == 6
+    assert not os.listdir(table / "part=2")
+    published(lake, "dev", lambda place: duckdb.sql(f"select part, id from '{place}/orders/*/*.parquet' order by all").fetchall())
+
+
+def globs_over_branches(lake):
+    """Names of branches only: neither revisions that were looked at nor control files make rows appear twice."""
+    lake.ctl("branch", "create", "third", "main")
+    os.listdir(lake / "@main")
+    os.listdir(lake / ".lake")
+    for pattern in ("*/orders/**/*.parquet", "**/orders/part=*/*", "**/*.parquet"):
+        found = duckdb.sql(f"select split_part(substr(filename, {len(str(lake.mountpoint)) + 2}), '/', 1) branch, count(*)"
+                           f" from read_parquet('{lake.mountpoint}/{pattern}', filename = true) group by 1 order by 1").fetchall()
+        assert found == [("dev", 6), ("main", 6), ("third", 6)], (pattern, found)
+    lake.ctl("branch", "delete", "third")
+
+
+def copy_from(lake):
+    with open_at(lake / "dev" / "copied.duckdb") as db:
+        db.sql("create table orders (id bigint)")
+        db.sql(f"copy orders from '{lake / '@main'}/orders/**/*.parquet' (format parquet)")
+        assert db.sql("select count(*), sum(id) from orders").fetchall() == [(6, 15)]
+
+
+def database_of_a_killed_process(lake):
+    """The second one writes checkpoints all the time, the first one never."""
+    path = lake / "dev" / "shop.duckdb"
+    for checkpoint_threshold in ("1GB", "16KB"):
+        with open_at(path) as db:
+            db.sql("create or replace table t (i integer, s varchar)")
+            db.sql("create or replace table total as select 0 n")
+            db.sql("checkpoint")
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path), checkpoint_threshold], stdout=subprocess.PIPE, text=True) as writer:
+            for _ in range(5):
+                writer.stdout.readline()
+            try:
+                open_at(path, read_only=True)
+                raise AssertionError("read while another process writes")
+            except duckdb.IOException as problem:
+                assert "lock" in str(problem), problem
+            time.sleep(random.random() * 0.05)
+            writer.kill()
+            said = 5 + len(writer.stdout.read().split())
+        assert checkpoint_threshold == "16KB" or os.path.exists(f"{path}.wal")
+        # Its log is committed beside the database, and counts there, too.
+        published(lake, "dev", lambda place: look(place, "select count(*), count(distinct i), max(i), sum(length(s)) from t"))
+        with open_at(path) as db:
+            rows, total = db.sql("select (select count(*) from t), (select n from total)").fetchall()[0]
+            assert rows == total and said * 10 <= rows <= said * 10 + 10, (rows, total, said)
+            db.sql("update t set s = 'y' where i % 2 = 1")
+            db.sql("delete from t where i % 2 = 0")
+        assert look(lake / "dev", "select count(*), min(s) from t") == [(rows // 20 * 10, "y")]
+        assert not os.path.exists(f"{path}.wal")
+
+
+def look(place, query):
+    with open_at(place / "shop.duckdb", read_only=True) as db:
+        return db.sql(query).fetchall()
+
+
+def versions_joined(lake):
+    path = lake / "dev" / "shop.duckdb"
+    with open_at(path) as db:
+        db.sql("create or replace table t as select range i, repeat('v', 2000) s from range(1000)")
+    revision = published(lake, "dev", lambda place: look(place, "select count(*), sum(i) from t"))
+    with open_at(path) as db:
+        db.sql("update t set s = 'new' where i < 10")
+        db.sql(f"attach '{revision}/shop.duckdb' as old (read_only)")
+        db.sql(f"attach '{lake / 'main'}/shop.duckdb' as published (read_only)")
+        joined = "select count(*), sum(length(o.s)), sum(length(p.s)) from t n join old.t o using (i) join published.t p using (i) where n.s <> o.s"
+        assert db.sql(joined).fetchall() == [(10, 20000, 20000)]
+        try:
+            db.sql("delete from old.t")
+            raise AssertionError("a revision was written")
+        except duckdb.InvalidInputException:
+            pass
+        db.sql("checkpoint")
+        assert db.sql(joined).fetchall() == [(10, 20000, 20000)]
+    try:
+        open_at(revision / "shop.duckdb")
+        raise AssertionError("a revision was opened for writing")
+    except duckdb.IOException as problem:
+        assert "Read-only file system" in str(problem), problem
+    published(lake, "dev", lambda place: look(place, "select count(*), sum(length(s)) from t"))
+
+
+for lake, way in both_ways(tests):
+    with tests.case(way("a database whose writer is killed, twice")):
+        database_of_a_killed_process(lake)
+    with tests.case(way("two versions of a database joined with a third")):
+        versions_joined(lake)
+
+with Lake() as lake:
+    lake.ctl("branch", "create", "dev", "main")
+    with tests.case("COPY to partitions: overwrite_or_ignore, append, overwrite"):
+        partitioned_copies(lake)
+    with tests.case("globs find each branch once"):
+        globs_over_branches(lake)
+    with tests.case("COPY from a revision"):
+        copy_from(lake)
 
 with Lake() as lake:
     main, dev = lake / "main", lake / "dev"

@@ -78,13 +78,12 @@ test:
 	$(MAKE) -j2 SANITIZE=address,undefined unit-tests all
 	$(MAKE) -j2 SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%)
 	$(MAKE) -j2 $(FUZZERS)
-	tests/run.sh check tests/lib/check.sh \
+	TEST_BIN_mount=$(ASAN)/bin tests/run.sh check tests/lib/check.sh -- fuzz tests/fuzz/run.sh \
 		$(foreach t,$(wildcard tests/unit/test_*.c),-- unit $(ASAN)/tests/unit/$(basename $(notdir $(t)))) \
 		$(foreach t,$(THREADED),-- threads $(TSAN)/tests/unit/$(t)) \
 		$(foreach t,$(wildcard tests/mount/test_*),-- mount $(t)) \
 		$(foreach t,$(wildcard tests/fault/test_*),-- fault $(t)) \
-		$(foreach t,$(wildcard tests/clients/test_*),-- clients $(t)) \
-		-- fuzz tests/fuzz/run.sh
+		$(foreach t,$(wildcard tests/clients/test_*),-- clients $(t))
 
 test-unit: unit-tests
 	tests/run.sh $(foreach t,$(UNIT_TESTS),-- unit $(t))

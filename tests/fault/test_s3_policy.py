@@ -276,7 +276,10 @@ def keep_main(store, writer):
     """Every command that would move it."""
     writer.ctl("branch", "create", "spare", "main")
     first = writer.ctl("log", "main", "-n", "100")["commits"][-1]["id"]
-    for what, arguments in (("merging into", ("merge", "dev", "main")), ("resetting", ("reset", "main", first, "--hard")),
+    for what, arguments in (("merging into", ("merge", "dev", "main")), ("publishing to", ("publish", "dev")),
+                            ("taking back what was published on", ("publish", "--revert", "main")),
+                            ("protecting", ("protect", "main")), ("changing the audits of", ("audit", "add", "main", "mine", "--", "/bin/true")),
+                            ("resetting", ("reset", "main", first, "--hard")),
                             ("reverting on", ("revert", "main", "main")), ("cherry-picking to", ("cherry-pick", "dev", "main")),
                             ("undoing", ("undo", "main")), ("deleting", ("branch", "delete", "main", "--force")),
                             ("renaming", ("branch", "rename", "main", "was-main")), ("renaming over", ("branch", "rename", "spare", "main"))):
@@ -290,7 +293,8 @@ def keep_main(store, writer):
             if what == "renaming over":
                 assert "there is a branch 'main' already" in str(refusal), refusal
             else:
-                assert refusal.code == 4 and "access denied by the store's policy" in str(refusal) and "main" in str(refusal), refusal
+                assert refusal.code == 4 and "access denied by the store's policy" in str(refusal), refusal
+                assert ("rules/" if arguments[0] == "audit" else "main") in str(refusal), refusal
             names = {branch["name"] for branch in writer.ctl("branch", "list")["branches"]}
             assert {"dev", "spare", "main"} <= names and "was-main" not in names, names
     with tests.case("a writer is refused by the store: committing to main; his work stays, and goes to a branch"):
@@ -418,6 +422,26 @@ def those_who_may(store, administrator, writer):
         assert (publisher / "main/mine").read_text() == "mine"
         publisher.ctl("undo", "main")
         publisher.ctl("merge", "dev", "main")
+    with tests.case("audits and protection over S3: rules bind every host, verdicts are read by all"):
+        administrator.ctl("audit", "add", "main", "small", "--", "/bin/sh", "-c", "! test -e mine-too")
+        administrator.ctl("protect", "main", "--no-direct-writes", "--require-audits")
+        with Host(store, "publisher") as publisher:
+            writer.ctl("refresh", "dev")
+            (writer / "dev/mine-too").write_text("not wanted")
+            writer.ctl("commit", "dev", "-m", "with a fault")
+            before = store.branch("main")
+            refusal = refused(publisher, "publish", "dev")
+            assert refusal.code == 4 and refusal.reply["checks"][0]["verdict"] == "failed", refusal
+            assert refused(publisher, "undo", "main").code == 4 and store.branch("main") == before
+            (writer / "dev/mine-too").unlink()
+            (writer / "dev/better").write_text("good")
+            writer.ctl("commit", "dev", "-m", "mended")
+            commit = publisher.ctl("publish", "dev")["commit"]
+        writer.ctl("refresh", "main")
+        shown = writer.ctl("show", "main")
+        assert shown["id"] == commit and [one["verdict"] for one in shown["audits"]] == ["passed"], shown
+        assert [entry["what"] for entry in writer.ctl("audit", "log", "main", "-n", "2")["entries"]] == ["audit", "published"]
+        administrator.ctl("unprotect", "main")
     with tests.case("the writer sees it; an administrator collects garbage and finds every byte good"):
         head = writer.ctl("refresh", "main")["commit"]
         administrator.ctl("refresh", "main")

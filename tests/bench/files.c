@@ -14,6 +14,7 @@
  *                               group; seconds and bytes read
  *   pieces FILE READS SEED      large column chunks in pieces, at several places in turn; the same
  *   scatter FILE READS SEED     reads of such lengths anywhere; the same
+ *   ranges FILE READS SEED      the ranges that `parquet` reads, and nothing is read
  *   list DIRECTORY              what `ls -l` asks the kernel for
  *   resident FILE               bytes of it in the page cache
  *   replace DIRECTORY COUNT     median of: write, fsync, rename, fsync directory
@@ -22,6 +23,7 @@
 #include <err.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -320,7 +322,7 @@ static uint64_t next_chunk(const struct scan *scan, unsigned i, uint64_t *random
 
 enum order { SCAN, PIECES, SCATTERED };
 
-static void read_pieces(char **arguments, enum order order)
+static void read_pieces(char **arguments, enum order order, bool only_tell)
 {
 	unsigned reads = (unsigned)atoi(arguments[1]);
 	uint64_t random = strtoull(arguments[2], NULL, 10) << 32, bytes = 0;
@@ -348,12 +350,15 @@ static void read_pieces(char **arguments, enum order order)
 		} else if (i > 0) {
 			offset = next_piece(&parquet, &random, &length);
 		}
-		if (pread(fd, buffer, length, (off_t)offset) != (ssize_t)length)
+		if (only_tell)
+			printf("%llu %zu\n", (unsigned long long)offset, length);
+		else if (pread(fd, buffer, length, (off_t)offset) != (ssize_t)length)
 			err(1, "read %s", arguments[0]);
 		bytes += length;
 	}
 	close(fd);
-	printf("%.9f\n%llu\n", now() - start, (unsigned long long)bytes);
+	if (!only_tell)
+		printf("%.9f\n%llu\n", now() - start, (unsigned long long)bytes);
 	exit(0);
 }
 
@@ -427,11 +432,13 @@ int main(int argc, char **argv)
 	else if (strcmp(command, "readback") == 0 && count == 5)
 		read_back(arguments);
 	else if (strcmp(command, "parquet") == 0 && count == 3)
-		read_pieces(arguments, SCAN);
+		read_pieces(arguments, SCAN, false);
+	else if (strcmp(command, "ranges") == 0 && count == 3)
+		read_pieces(arguments, SCAN, true);
 	else if (strcmp(command, "pieces") == 0 && count == 3)
-		read_pieces(arguments, PIECES);
+		read_pieces(arguments, PIECES, false);
 	else if (strcmp(command, "scatter") == 0 && count == 3)
-		read_pieces(arguments, SCATTERED);
+		read_pieces(arguments, SCATTERED, false);
 	else if (strcmp(command, "list") == 0 && count == 1)
 		list(arguments);
 	else if (strcmp(command, "resident") == 0 && count == 1)

@@ -8,7 +8,8 @@ import time
 
 import s3_versions
 from lake import Failed, Lake
-from s3_peers import PEERS, Rclone, RcloneSmall, S3fs, curl_best
+from s3_floors import APPENDED, known_ranges, puts
+from s3_peers import PEERS, Rclone, RcloneSmall, S3fs, curl_best, curl_ranges, even_ranges
 from s3_world import REPOSITORY, Gateway, Link, drop_page_cache
 from table import DISK, KIB, MIB, ROOT, figures, row, say, section, size_text, tool
 
@@ -80,8 +81,8 @@ def median(measure):
 
 
 def medians(runs):
-    """Of measurements of two things at once."""
-    return [statistics.median(run[i] for run in runs) for i in (0, 1)]
+    """Of measurements of several things at once."""
+    return [statistics.median(column) for column in zip(*runs)]
 
 
 def against(what, peer, theirs, ours, times=None, text=seconds_text):
@@ -131,13 +132,18 @@ def sequential(place):
     def ours():
         with place.fresh() as lake:
             return tool("read", lake.path("main", "big"), MIB)
-    lake = median(ours)
-    say(f"  lake {lake:.2f} s")
-    files, range_mib, width = curl_best(place.endpoint, "peers", "big", BIG, True, drop_page_cache)
+    least, range_mib, width = curl_best(place.endpoint, "peers", "big", BIG, True, drop_page_cache)
+    def both():
+        drop_page_cache()
+        ranges = even_ranges(BIG, range_mib * MIB)
+        return curl_ranges(place.endpoint, "peers", "big", ranges, width, True), ours()
+    files, lake = medians(repeated(both, 5, 20))
+    say(f"  lake {lake:.2f} s; curl {files:.2f} s, the quickest of all widths once {least:.2f} s")
     null, null_mib, null_width = curl_best(place.endpoint, "peers", "big", BIG, False, lambda: None, (4, 8, 16), (8, 16))
     what = f"sequential read of {BIG // MIB} MiB"
     row(f"{what}; curl -Z to files, {width} ranges of {range_mib} MiB at once", megabytes(BIG, files),
         megabytes(BIG, lake), files / lake, ">= 0.80 times", files / lake >= 0.8)
+    row("  the quickest single run of curl", megabytes(BIG, least), megabytes(BIG, lake), least / lake)
     row(f"  curl -Z to /dev/null, {null_width} of {null_mib} MiB", megabytes(BIG, null), megabytes(BIG, lake),
         null / lake)
     for kind in PEERS:
@@ -178,6 +184,10 @@ def random_reads(place):
             note = f" (fetched {peer_fetched / size:.1f} times as much)" if place.slow else ""
             against(f"{what}, {READS} of 64 to 256 KiB", kind.name + note, theirs, lake, times[place.slow])
         target = command == "parquet"
+        if target:
+            floor, requests, width = known_ranges(place.endpoint, "peers", "big", BIG, READS, 1)
+            against(f"  floor: curl -Z that knows the ranges, {requests} requests, {width} at once", "to files", floor,
+                    lake)
         row(f"  {what}: bytes read; fetched", size_text(size), size_text(fetched), fetched / size,
             "<= 2.50 times" if target else "", fetched <= 2.5 * size if target else None)
 
@@ -235,12 +245,13 @@ def small_files_lake(place, total):
         prefix = place.unused("small")
         with place.lake(prefix, new=True) as lake:
             start = time.perf_counter()
-            tool("make", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 1, 7)
+            made = tool("make", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 1, 7)
             lake.call("commit", branch="main", message="small files")
             write = time.perf_counter() - start
         shutil.rmtree(lake.directory)
         with place.fresh(prefix) as lake:
-            return write, tool("readback", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 7)
+            read = tool("readback", lake.path("main"), DIRECTORIES, total // DIRECTORIES, SMALL_BYTES, 7)
+        return write, read, made
     return medians(repeated(measure))
 
 
@@ -268,6 +279,9 @@ def small_files(place, total=2000):
         note = f"{kind.name}" + (f" (with {count})" if count != total else "")
         against(f"{total:,} files of 10 KB written until durable", note, theirs[0], ours[0], written, each_text(total))
         against(f"{total:,} files of 10 KB read on another host", note, theirs[1], ours[1], 10, each_text(total))
+    row("  floor: one PUT of all their bytes; the lake's commit alone",
+        seconds_text(puts(place.endpoint, "peers", [total * SMALL_BYTES])), seconds_text(ours[0] - ours[2]), None)
+    row("  and to create them, before the commit", "", seconds_text(ours[2]), None)
 
 
 def append(place):
@@ -280,10 +294,8 @@ def append(place):
             path = lake.path(branch, "base")
             if warm:
                 tool("read", path, MIB)
-            start = time.perf_counter()
-            tool("append", path, MIB, 9)
-            lake.call("commit", branch=branch, message="appended")
-            seconds = time.perf_counter() - start
+            seconds = tool("append", path, MIB, 9)
+            seconds += lake.timed("commit", branch=branch, message="appended")[0]
             if os.stat(path).st_size != size + MIB:
                 raise Failed("the append is not there")
             return seconds
@@ -292,15 +304,18 @@ def append(place):
             if warm:
                 tool("read", peer.path("base"), MIB)
             before = place.gateway.sizes("peers", "base")["base"]
+            seconds = tool("append", peer.path("base"), MIB, 9)
             start = time.perf_counter()
-            tool("append", peer.path("base"), MIB, 9)
             wait_for(place.gateway, "peers", "base", 1, before + MIB)
-            return time.perf_counter() - start
+            return seconds + time.perf_counter() - start
     what = f"append 1 MiB to {size // MIB} MiB until durable"
     for warm, said, target in ((True, f"{what}, file read before", 20), (False, f"  {what}, never read", None)):
         lake = median(lambda: ours(warm))
         for kind in PEERS:
             against(said, kind.name, theirs(kind, warm), lake, target)
+        if warm:
+            against("  floor: two PUTs, one after the other, 1 MiB and 1 KiB", "kept connection",
+                    puts(place.endpoint, "peers", APPENDED), lake)
 
 
 def rename_peer(place, kind, count):

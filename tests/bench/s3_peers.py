@@ -99,22 +99,28 @@ class RcloneSmall(Rclone):
 PEERS = (S3fs, Rclone)
 
 
-def curl_ranges(endpoint, bucket, key, size, range_bytes, width, keep):
-    """Seconds that one curl takes for all ranges of an object; into a file each, or /dev/null."""
+def even_ranges(size, range_bytes):
+    """All of an object, as (offset, length)."""
+    return [(at, min(range_bytes, size - at)) for at in range(0, size, range_bytes)]
+
+
+def curl_ranges(endpoint, bucket, key, ranges, width, keep):
+    """Seconds that one curl takes for these ranges of an object; into a file each, or /dev/null."""
     url = presigned(endpoint, "GET", f"/{bucket}/{key}")
     parts = os.path.join(DISK, "curl-parts")
     shutil.rmtree(parts, ignore_errors=True)
     os.makedirs(parts)
     config = os.path.join(ROOT, "curl.config")
     with open(config, "w") as file:
-        for at in range(0, size, range_bytes):
-            out = os.path.join(parts, str(at)) if keep else "/dev/null"
-            file.write(f'{"next" if at else ""}\nurl = "{url}"\nrange = {at}-{min(at + range_bytes, size) - 1}\n'
+        for number, (at, length) in enumerate(ranges):
+            out = os.path.join(parts, str(number)) if keep else "/dev/null"
+            file.write(f'{"next" if number else ""}\nurl = "{url}"\nrange = {at}-{at + length - 1}\n'
                        f'output = "{out}"\nfail\nnoproxy = "*"\nsilent\n')
     start = time.perf_counter()
     subprocess.run(["curl", "--parallel", "--parallel-immediate", "--parallel-max", str(width), "--config", config],
                    check=True, stderr=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
+    size = sum(length for _, length in ranges)
     if keep and sum(os.stat(os.path.join(parts, name)).st_size for name in os.listdir(parts)) != size:
         raise Failed("curl did not fetch everything")
     shutil.rmtree(parts)
@@ -127,5 +133,5 @@ def curl_best(endpoint, bucket, key, size, keep, drop, widths=(2, 4, 8, 16), ran
     for mib in ranges:
         for width in widths:
             drop()
-            found.append((curl_ranges(endpoint, bucket, key, size, mib * MIB, width, keep), mib, width))
+            found.append((curl_ranges(endpoint, bucket, key, even_ranges(size, mib * MIB), width, keep), mib, width))
     return min(found)

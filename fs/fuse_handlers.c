@@ -239,21 +239,30 @@ static void handle_getattr(fuse_req_t request, fuse_ino_t node, struct fuse_file
 	reply_stat(request, node, result, &stat, &message);
 }
 
+static int64_t ns_of(struct timespec time)
+{
+	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
 static struct vfs_change change_of(const struct stat *attributes, int set)
 {
 	struct vfs_change change = {.mode = attributes->st_mode,
 	                            .uid = attributes->st_uid,
 	                            .gid = attributes->st_gid,
 	                            .size = (uint64_t)attributes->st_size,
-	                            .mtime_ns = (int64_t)attributes->st_mtim.tv_sec * 1000000000 +
-	                                        attributes->st_mtim.tv_nsec};
+	                            .mtime_ns = ns_of(attributes->st_mtim),
+	                            .atime_ns = ns_of(attributes->st_atim)};
 	change.which = (set & FUSE_SET_ATTR_MODE ? VFS_MODE : 0) |
 	               (set & FUSE_SET_ATTR_UID ? VFS_UID : 0) |
 	               (set & FUSE_SET_ATTR_GID ? VFS_GID : 0) |
 	               (set & FUSE_SET_ATTR_SIZE ? VFS_SIZE : 0) |
-	               (set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW) ? VFS_MTIME : 0);
+	               (set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW) ? VFS_MTIME : 0) |
+	               (set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_ATIME_NOW) ? VFS_ATIME : 0);
+	int64_t now = clock_wall_ns();
 	if (set & FUSE_SET_ATTR_MTIME_NOW)
-		change.mtime_ns = clock_wall_ns();
+		change.mtime_ns = now;
+	if (set & FUSE_SET_ATTR_ATIME_NOW)
+		change.atime_ns = now;
 	/* "Set nothing" is how the kernel asks for it before it writes to a backing file. */
 	if (set == 0)
 		change.which = VFS_DROP_PRIVILEGES;

@@ -739,7 +739,7 @@ static int put_inode(struct worktree *worktree, const struct inode *inode, struc
 }
 
 int worktree_set_attributes(struct worktree *worktree, uint64_t number, unsigned which,
-                            const struct attributes *attributes)
+                            const struct attributes *attributes, int64_t atime_ns)
 {
 	struct worktrees *trees = worktree->trees;
 	CLEANUP(inode_cleanup) struct inode inode = {0};
@@ -755,6 +755,10 @@ int worktree_set_attributes(struct worktree *worktree, uint64_t number, unsigned
 			now->gid = attributes->gid;
 		if (which & SET_MTIME)
 			now->mtime_ns = attributes->mtime_ns;
+		if (which & SET_ATIME) {
+			inode.atime_set = true;
+			inode.atime_ns = atime_ns;
+		}
 		inode.ctime_ns = clock_wall_ns();
 		r = put_inode(worktree, &inode, NULL);
 	}

@@ -18,7 +18,8 @@ enum {
 	INODE_PIECEWISE = 8,
 	INODE_TARGET = 16,
 	INODE_XATTRS = 32,
-	INODE_FLAGS = 63,
+	INODE_ATIME = 64,
+	INODE_FLAGS = 127,
 };
 enum { ENTRY_WHITEOUT = 0, ENTRY_INODE = 1 };
 enum { BRANCH_INTENT = 1 };
@@ -93,7 +94,8 @@ void inode_encode(struct buffer *buffer, const struct inode *inode)
 	unsigned flags =
 	        (pointer_is_none(&inode->tree) ? 0 : INODE_TREE) | (content ? INODE_CONTENT : 0) |
 	        (inode->staging ? INODE_STAGING : 0) | (inode->piecewise ? INODE_PIECEWISE : 0) |
-	        (inode->target ? INODE_TARGET : 0) | (inode->xattrs_length ? INODE_XATTRS : 0);
+	        (inode->target ? INODE_TARGET : 0) | (inode->xattrs_length ? INODE_XATTRS : 0) |
+	        (inode->atime_set ? INODE_ATIME : 0);
 	buffer_u8(buffer, RECORD_VERSION);
 	buffer_u8(buffer, (uint8_t)flags);
 	put_attributes(buffer, &inode->attributes);
@@ -111,6 +113,8 @@ void inode_encode(struct buffer *buffer, const struct inode *inode)
 		buffer_u64(buffer, inode->staging);
 	if (flags & INODE_PIECEWISE)
 		buffer_u64(buffer, inode->base_bytes);
+	if (flags & INODE_ATIME)
+		buffer_u64(buffer, (uint64_t)inode->atime_ns);
 	if (flags & INODE_TARGET)
 		buffer_string(buffer, inode->target, inode->target_length);
 	if (flags & INODE_XATTRS)
@@ -163,7 +167,7 @@ static int get_strings(struct reader *reader, unsigned flags, struct inode *inod
 /* Each kind of inode has its own parts and no others. */
 static bool parts_fit(const struct inode *inode, unsigned flags)
 {
-	unsigned allowed = INODE_XATTRS;
+	unsigned allowed = INODE_XATTRS | INODE_ATIME;
 	if (S_ISDIR(inode->attributes.mode))
 		allowed |= INODE_TREE;
 	else if (S_ISREG(inode->attributes.mode))
@@ -201,7 +205,10 @@ int inode_decode(const void *bytes, size_t length, struct inode *ret_inode)
 		inode.staging = read_u64(&reader);
 	if (flags & INODE_PIECEWISE)
 		inode.base_bytes = read_u64(&reader);
+	if (flags & INODE_ATIME)
+		inode.atime_ns = (int64_t)read_u64(&reader);
 	inode.piecewise = (flags & INODE_PIECEWISE) != 0;
+	inode.atime_set = (flags & INODE_ATIME) != 0;
 	if (reader.failed || version != RECORD_VERSION || (flags & ~INODE_FLAGS) != 0 ||
 	    !parts_fit(&inode, flags))
 		return -ERR_CORRUPT;

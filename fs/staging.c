@@ -355,7 +355,7 @@ int worktree_stat(struct worktree *worktree, const struct inode *inode, struct s
 	        .st_size = staged.st_size,
 	        .st_blksize = 4096,
 	        .st_blocks = staged.st_blocks,
-	        .st_atim = staged.st_mtim,
+	        .st_atim = inode->atime_set ? timespec_of(inode->atime_ns) : staged.st_mtim,
 	        .st_mtim = staged.st_mtim,
 	        .st_ctim = timespec_of(ctime_ns),
 	};

@@ -73,7 +73,8 @@ enum {
 	VFS_GID = 4,
 	VFS_SIZE = 8,
 	VFS_MTIME = 16,
-	VFS_DROP_PRIVILEGES = 32 /* clear set-user-id and set-group-id bits, as a write does */
+	VFS_DROP_PRIVILEGES = 32, /* clear set-user-id and set-group-id bits, as a write does */
+	VFS_ATIME = 64,
 };
 struct vfs_change {
 	unsigned which;
@@ -82,6 +83,7 @@ struct vfs_change {
 	gid_t gid;
 	uint64_t size;
 	int64_t mtime_ns;
+	int64_t atime_ns;
 };
 struct vfs_file;
 /* `file` (may be NULL) is the open file that a truncate came through. */

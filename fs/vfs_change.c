@@ -455,8 +455,9 @@ static mode_t unprivileged(mode_t mode)
 }
 
 /* What the change makes of these attributes; which of them it sets. */
-static unsigned attributes_change(const struct vfs_change *change, struct attributes *attributes)
+static unsigned attributes_change(const struct vfs_change *change, struct inode *inode)
 {
+	struct attributes *attributes = &inode->attributes;
 	unsigned which = 0;
 	if (change->which & VFS_UID)
 		attributes->uid = change->uid;
@@ -464,6 +465,10 @@ static unsigned attributes_change(const struct vfs_change *change, struct attrib
 		attributes->gid = change->gid;
 	if (change->which & VFS_MTIME)
 		attributes->mtime_ns = change->mtime_ns;
+	if (change->which & VFS_ATIME) {
+		inode->atime_set = true;
+		inode->atime_ns = change->atime_ns;
+	}
 	mode_t mode = attributes->mode;
 	if (change->which & (VFS_UID | VFS_GID | VFS_DROP_PRIVILEGES))
 		mode = unprivileged(mode);
@@ -472,22 +477,28 @@ static unsigned attributes_change(const struct vfs_change *change, struct attrib
 	which |= change->which & VFS_UID ? SET_UID : 0;
 	which |= change->which & VFS_GID ? SET_GID : 0;
 	which |= change->which & VFS_MTIME ? SET_MTIME : 0;
+	which |= change->which & VFS_ATIME ? SET_ATIME : 0;
 	which |= change->which & VFS_MODE || mode != attributes->mode ? SET_MODE : 0;
 	attributes->mode = mode;
 	return which;
 }
 
-/* A file without a name: the record is the node's own. */
-static bool orphan_change(struct vfs *vfs, struct node *node, const struct vfs_change *change)
+/* A file without a name: the record is the node's own. *ret_orphan is false when it has one. */
+static int orphan_change(struct vfs *vfs, struct node *node, const struct vfs_change *change,
+                         bool *ret_orphan)
 {
+	uint64_t staging = 0;
 	nodes_lock(vfs->nodes);
-	bool orphan = node->orphan != NULL;
-	if (orphan) {
-		attributes_change(change, &node->orphan->attributes);
+	*ret_orphan = node->orphan != NULL;
+	if (*ret_orphan) {
+		attributes_change(change, node->orphan);
 		node->orphan->ctime_ns = clock_wall_ns();
+		staging = node->orphan->staging;
 	}
 	nodes_unlock(vfs->nodes);
-	return orphan;
+	if (staging == 0 || !(change->which & VFS_MTIME))
+		return 0;
+	return staging_set_mtime(vfs->lake->worktrees, staging, change->mtime_ns);
 }
 
 static int attributes_change_inside(struct vfs *vfs, struct node *node,
@@ -501,9 +512,9 @@ static int attributes_change_inside(struct vfs *vfs, struct node *node,
 		result = worktree_inode(worktree_of(node), number, &inode);
 	if (result < 0)
 		return result;
-	unsigned which = attributes_change(change, &inode.attributes);
+	unsigned which = attributes_change(change, &inode);
 	result = worktree_set_attributes(worktree_of(node), number, which | SET_CTIME,
-	                                 &inode.attributes);
+	                                 &inode.attributes, inode.atime_ns);
 	if (result >= 0 && which & SET_MODE)
 		open_mode_changed(vfs, node, inode.attributes.mode);
 	return result;
@@ -514,18 +525,20 @@ int attributes_set(struct vfs *vfs, struct node *node, const struct vfs_change *
 {
 	if (!node->scope)
 		return -ERR_NOT_PERMITTED;
-	if (orphan_change(vfs, node, change))
-		return 0;
+	bool orphan;
+	int result = orphan_change(vfs, node, change, &orphan);
+	if (orphan)
+		return result;
 	if (node_detached(vfs, node))
 		return -ERR_STALE; /* an old version: its attributes are not the path's */
 	if (change->which == VFS_DROP_PRIVILEGES) {
 		CLEANUP(inode_release) struct inode inode = {0};
-		int result = node_inode(vfs, node, &inode, message);
+		result = node_inode(vfs, node, &inode, message);
 		if (result < 0 ||
 		    unprivileged(inode.attributes.mode) == (mode_t)inode.attributes.mode)
 			return result < 0 ? result : 0;
 	}
-	int result = gate_enter(node);
+	result = gate_enter(node);
 	if (result < 0)
 		return result;
 	result = attributes_change_inside(vfs, node, change, message);

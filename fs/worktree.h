@@ -125,6 +125,8 @@ struct inode {
 	uint64_t shown;  /* st_ino */
 	struct attributes attributes;
 	int64_t ctime_ns;
+	int64_t atime_ns; /* when atime_set: somebody set it; else it is the modification time */
+	bool atime_set;
 	uint32_t nlink;
 	struct pointer tree;    /* directories: base tree, pointer_none when new */
 	struct content content; /* files without staging: all of it; piecewise: what lies below */
@@ -202,14 +204,17 @@ int worktree_rename(struct worktree *worktree, uint64_t from_parent, const char 
                     unsigned flags, struct inode *ret_last, struct message *message);
 /* Which attributes to set. Size is worktree_truncate's. Each call sets ctime to now; SET_CTIME
  * alone does nothing else. The kind of inode in attributes->mode is ignored. */
-enum { SET_MODE = 1, SET_UID = 2, SET_GID = 4, SET_MTIME = 8, SET_CTIME = 16 };
+enum { SET_MODE = 1, SET_UID = 2, SET_GID = 4, SET_MTIME = 8, SET_CTIME = 16, SET_ATIME = 32 };
 int worktree_set_attributes(struct worktree *worktree, uint64_t number, unsigned which,
-                            const struct attributes *attributes);
+                            const struct attributes *attributes, int64_t atime_ns);
 /* flags: XATTR_CREATE (-ERR_EXISTS), XATTR_REPLACE; a missing one is ENODATA's system error. */
 int worktree_set_xattr(struct worktree *worktree, uint64_t number, const char *name,
                        struct span value /* data NULL: remove */, int flags);
 /* An orphan (last name gone) is not needed any more: remove its staging file. */
 void worktree_forget(struct worktrees *trees, const struct inode *last);
+/* A staged file has its staging file's modification time; for orphans, whose record is the
+ * caller's. */
+int staging_set_mtime(struct worktrees *trees, uint64_t staging, int64_t mtime_ns);
 
 /* -- content of overlay files -- */
 /* Make the file writable: give it a staging file holding its content (copied when small,

@@ -592,7 +592,7 @@ static void step_attributes(struct model *model, struct worktree *worktree, uint
 	if (which & SET_MTIME)
 		node->mtime_ns = attributes.mtime_ns;
 	if (worktree != NULL)
-		must(worktree_set_attributes(worktree, number, which, &attributes), NULL, "set");
+		must(worktree_set_attributes(worktree, number, which, &attributes, 0), NULL, "set");
 }
 
 static void step_xattr(struct model *model, struct worktree *worktree, uint64_t *seed)

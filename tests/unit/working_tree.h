@@ -316,8 +316,8 @@ static inline int change_mode(struct worktree *worktree, const char *path, mode_
 		error = adopt(worktree, &place);
 	if (!error) {
 		const struct attributes attributes = {.mode = permissions};
-		error = worktree_set_attributes(worktree, place.found.number, SET_MODE,
-		                                &attributes);
+		error = worktree_set_attributes(worktree, place.found.number, SET_MODE, &attributes,
+		                                0);
 	}
 	worktree_leave(worktree);
 	return error;

@@ -86,6 +86,8 @@ for group in "$@"; do
 		have_python pyarrow || python pyarrow
 		have_python deltalake || python deltalake
 		have_python pyiceberg || python 'pyiceberg[sql-sqlite]'
+		have_python polars || python polars
+		have_python nbclient && have_python ipykernel || python nbclient ipykernel
 		node vega-datasets
 		;;
 	ceph) # a real S3 engine, and two that must be refused

@@ -205,6 +205,22 @@ def commands_alone(lake):
                         ("branch list", ("branch",)), ("branch delete", ("branch", "delete", "b-{state}"))), lambda: None)
 
 
+def audits(gateway):
+    """What rules cost, and that they cost nothing where there are none of audits."""
+    with S3Lake(gateway) as lake, tests.case("publishing past an audit: verdict and log, and nothing else"):
+        fill(lake, 100)
+        lake.ctl("audit", "add", "main", "good", "--", "/bin/true")
+        found = count(lake, "protect", "warm", "protect", "main", "--require-audits")
+        assert len(found) <= 4, found
+        for name in ("first", "second"):  # the first reads the rules
+            lake.ctl("branch", "create", name, "main")
+            touch(lake, name, "d/" + name)
+            lake.ctl("commit", name, "-m", "m")
+            found = count(lake, "publish, audited", "warm", "publish", name)
+        assert len(found) <= 6, found
+        assert len([line for line in found if line.startswith("PUT refs")]) == 1, found
+
+
 def races(gateway):
     """Who loses a race repeats what changed."""
     with S3Lake(gateway) as a, S3Lake(gateway, first=a) as b:
@@ -330,6 +346,7 @@ def idle(gateway):
 def main():
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch, Gateway(pathlib.Path(scratch) / "ceph") as gateway:
         idle(gateway)
+        audits(gateway)
         races(gateway)
         listings(gateway)
         garbage(gateway)

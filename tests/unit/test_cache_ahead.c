@@ -54,7 +54,8 @@ static void reads_that_overtake_each_other_are_one_cursor(void **state)
 	cursors_free(cursors);
 }
 
-/* Whatever readers do: what is fetched in vain is bounded by what they read. */
+/* Whatever readers do: what is fetched in vain is bounded by what they read; what is read on from
+ * the first byte counts twice, and begins with 4 MiB. */
 static void waste_is_bounded_for_any_reader(void **state)
 {
 	uint64_t seed = random_u64();
@@ -63,22 +64,26 @@ static void waste_is_bounded_for_any_reader(void **state)
 	for (unsigned round = 0; round < 50; round++) {
 		struct cursors *cursors;
 		assert_int_equal(cursors_new(&cursors), 0);
-		uint64_t ahead_bytes = 0, read_bytes = 0, at = 0,
+		uint64_t ahead_bytes = 0, read_bytes = 0, from_start = 0, at = 0,
 		         most = 1 + (uint64_t)lrand48() % 60;
 		for (unsigned i = 0; i < 2000; i++) {
 			if (lrand48() % (long)most == 0)
 				at = ((uint64_t)lrand48() << 5) + MIB;
+			bool started = at == from_start;
 			uint64_t length = 4 * KIB + (uint64_t)lrand48() % (256 * KIB);
 			struct extent ahead = read_at(cursors, at, length);
 			ahead_bytes += ahead.end - ahead.start;
 			read_bytes += length;
 			at += length;
+			if (started)
+				from_start = at;
 		}
+		uint64_t slack = 5 * MIB + from_start;
 		uint64_t unread = 0;
 		for (size_t i = 0; i < cursors->unread.count; i++)
 			unread += cursors->unread.items[i].end - cursors->unread.items[i].start;
-		assert_true(ahead_bytes <= 2 * read_bytes + MIB);
-		assert_true(unread <= read_bytes + MIB);
+		assert_true(ahead_bytes <= 2 * read_bytes + slack);
+		assert_true(unread <= read_bytes + slack);
 		cursors_free(cursors);
 	}
 }

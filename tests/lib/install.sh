@@ -61,6 +61,13 @@ node() {
 		echo "install.sh: no $1" >&2
 }
 
+# A program from crates.io in build/cargo/bin. Unoptimized: compiling takes longer than running it.
+crate() { # NAME VERSION
+	[ -x "build/cargo/bin/$1" ] && return 0
+	CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root build/cargo --version "$2" "$1" \
+		>/dev/null 2>&1 || echo "install.sh: no $1; tests that need it will be skipped" >&2
+}
+
 have_python() {
 	[ -x build/venv/bin/python ] && build/venv/bin/python -c "import $1" 2>/dev/null
 }
@@ -89,6 +96,7 @@ for group in "$@"; do
 		have_python polars || python polars
 		have_python nbclient && have_python ipykernel || python nbclient ipykernel
 		node vega-datasets
+		crate pjdfstest 0.2.2
 		;;
 	ceph) # a real S3 engine, and two that must be refused
 		debian radosgw ceph-mon ceph-osd ceph-common curl python3 python3-venv

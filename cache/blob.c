@@ -168,6 +168,9 @@ static bool place_complete(struct blob *blob)
 	pthread_mutex_lock(&cache->table_lock);
 	bool needed = !blob->superseded;
 	pthread_mutex_unlock(&cache->table_lock);
+	struct stat status;
+	if (needed && fstat(blob->descriptor, &status) == 0)
+		verify_trust(cache, &blob->id, status.st_ino);
 	if (needed && renameat2(cache->partials, blob->partial_name, cache->recents, hex,
 	                        RENAME_NOREPLACE) == 0)
 		return true;

@@ -87,8 +87,7 @@ static bool recent_has(struct cache *cache, const struct id *id)
 
 /* -- complete local files -- */
 
-/* A file of the wrong size is not this content, whatever its name says: out of the way. */
-static void discard_file(struct cache *cache, const struct id *id)
+void discard_file(struct cache *cache, const struct id *id)
 {
 	char path[SHARD_PATH_MAX];
 	uint64_t bytes;
@@ -114,10 +113,15 @@ int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *
 	struct stat status;
 	if (fstat(descriptor, &status) < 0)
 		return error_system(errno);
-	if ((uint64_t)status.st_size != size) {
+	int error = (uint64_t)status.st_size != size || !S_ISREG(status.st_mode)
+	                    ? -ERR_CORRUPT
+	                    : verify_opened(cache, id, descriptor, &status);
+	if (error == -ERR_CORRUPT) { /* not this content, whatever its name says: fetched anew */
 		discard_file(cache, id);
 		return -ERR_NOT_FOUND;
 	}
+	if (error)
+		return error;
 	touch_file(descriptor, &status);
 	*ret_descriptor = descriptor;
 	descriptor = -1;
@@ -366,6 +370,7 @@ int cache_adopt(struct cache *cache, const struct content *content, const char *
 		return fail(message, error_system(errno), "cannot move '%s' to %s/recent: %s", path,
 		            cache->path, strerror(errno));
 	}
+	verify_trust(cache, id, status.st_ino);
 	supersede(cache, id);
 	if (!used_lately(&status))
 		(void)utimensat(cache->recents, name, used_now, 0);
@@ -403,6 +408,7 @@ int cache_adopt_synced(struct cache *cache, const struct content *content, const
 	if (error)
 		return fail(message, error, "cannot move '%s' to %s/blobs: %s", path, cache->path,
 		            error_text(error));
+	verify_trust(cache, &content->pointer.id, status.st_ino);
 	supersede(cache, &content->pointer.id);
 	if (!used_lately(&status))
 		(void)utimensat(cache->blobs, blob_path, used_now, 0);
@@ -438,6 +444,8 @@ static void cache_free(struct cache *cache)
 	pthread_mutex_destroy(&cache->keeper_lock);
 	pthread_cond_destroy(&cache->keeper_wake);
 	pool_free(cache->pool);
+	verify_stop(cache);
+	pthread_mutex_destroy(&cache->check_lock);
 	free(cache->path);
 	free(cache);
 }
@@ -485,6 +493,9 @@ static int cache_new(const char *directory, struct odb *odb, const struct cache_
 	cache->whole_file_bytes = options ? options->whole_file_bytes : 0;
 	if (!cache->whole_file_bytes)
 		cache->whole_file_bytes = WHOLE_FILE_BYTES_DEFAULT;
+	cache->verify_bytes_max = options ? options->verify_bytes_max : 0;
+	if (!cache->verify_bytes_max)
+		cache->verify_bytes_max = VERIFY_BYTES_DEFAULT;
 	cache->fetch_bytes_max = options ? options->fetch_bytes_max : 0;
 	if (!cache->fetch_bytes_max)
 		cache->fetch_bytes_max = FETCH_BYTES_MAX_DEFAULT;
@@ -494,6 +505,7 @@ static int cache_new(const char *directory, struct odb *odb, const struct cache_
 	pthread_mutex_init(&cache->maintenance, NULL);
 	pthread_mutex_init(&cache->scan_lock, NULL);
 	pthread_mutex_init(&cache->keeper_lock, NULL);
+	pthread_mutex_init(&cache->check_lock, NULL);
 	pthread_condattr_t attributes;
 	pthread_condattr_init(&attributes);
 	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -514,7 +526,9 @@ int cache_open(const char *directory, struct odb *odb, const struct cache_option
 	if (error)
 		return fail(message, error, "cannot open the cache %s: %s", directory,
 		            error_text(error));
-	error = durable_open(cache, message);
+	error = verify_start(cache);
+	if (!error)
+		error = durable_open(cache, message);
 	if (!error)
 		error = keeper_start(cache);
 	if (error)

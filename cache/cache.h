@@ -25,8 +25,10 @@ struct cache;
 struct blob;
 struct cache_options {
 	uint64_t bytes_max; /* 0: 10 % of the file system it lies on stays free, no other bound */
-	size_t whole_file_bytes;  /* files up to this are fetched whole at open; 0: 8 MiB */
-	uint64_t fetch_bytes_max; /* memory for what is being fetched; 0: 128 MiB */
+	size_t whole_file_bytes;   /* files up to this are fetched whole at open; 0: 8 MiB */
+	uint64_t verify_bytes_max; /* larger local copies are served while a thread checks them; 0:
+	                              8 MiB */
+	uint64_t fetch_bytes_max;  /* memory for what is being fetched; 0: 128 MiB */
 };
 int cache_open(const char *directory, struct odb *odb, const struct cache_options *options,
                struct cache **ret_cache, struct message *message);
@@ -76,6 +78,7 @@ struct cache_stats {
 	uint64_t reads_present;    /* of these, found all their bytes here */
 	uint64_t reads_joined;     /* or waited for what was being fetched already */
 	uint64_t evicted;
+	uint64_t damaged; /* local copies that were not what they should be, and are gone */
 };
 void cache_stats(struct cache *cache, struct cache_stats *ret_stats);
 /* Check every complete blob against its id by re-chunking (fsck). */

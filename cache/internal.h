@@ -52,9 +52,11 @@
 #define FETCH_BYTES_MAX_MIN ((uint64_t)2 << 20)
 #define EVICT_BYTES_MIN ((uint64_t)8 << 20) /* by one pass when the disk is full */
 #define WHOLE_FILE_BYTES_DEFAULT ((size_t)8 << 20)
+#define VERIFY_BYTES_DEFAULT ((uint64_t)8 << 20)
 #define TOUCH_INTERVAL_MS 60000
 #define IDLE_BLOBS_MAX 1024
 #define SHARDS 256
+#define CHECK_QUEUE_MAX 256             /* large files that wait to be checked */
 #define SHARD_PATH_MAX (3 + ID_HEX + 1) /* "xx/<id>" and NUL */
 #define PARTIAL_NAME_MAX (ID_HEX + 1 + 20 + 1)
 
@@ -158,6 +160,15 @@ struct cache {
 	unsigned scanned;          /* by the scan under way: directories below this */
 	uint64_t scan_count, scan_bytes; /* what it saw there, and what came there since */
 
+	struct odb *checker; /* computes ids, keeps nothing */
+	uint64_t verify_bytes_max;
+	_Atomic uint64_t *trusted;  /* fingerprints of files that were written or checked here */
+	pthread_mutex_t check_lock; /* guards the rest of these; leaf */
+	struct id check_queue[CHECK_QUEUE_MAX]; /* the first one is being checked */
+	size_t check_count;
+	bool check_running, check_joinable;
+	pthread_t check_thread;
+
 	pthread_t keeper;            /* scans, syncs and evicts in the background */
 	pthread_mutex_t keeper_lock; /* guards keeper_wanted; leaf */
 	pthread_cond_t keeper_wake;
@@ -175,7 +186,10 @@ static inline uint64_t disk_bytes_of(const struct stat *status)
 int recent_add(struct cache *cache, const struct id *id, uint64_t bytes);
 /* Forget it (the file is the caller's to move or unlink). False when it was not there. */
 bool recent_remove(struct cache *cache, const struct id *id, uint64_t *ret_bytes);
-/* A complete local file of this size, marked as used. -ERR_NOT_FOUND. */
+/* Remove a complete file that is not what its name says. Who has it open keeps it. */
+void discard_file(struct cache *cache, const struct id *id);
+/* A complete local file of this size, marked as used; its bytes are believed (verify.c).
+ * -ERR_NOT_FOUND: none, or it was damaged and is gone. */
 int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *ret_descriptor);
 
 /* One more reference for somebody who has one, or holds the blob's lock with one in blob->jobs. */
@@ -243,6 +257,16 @@ void evict_count_adopted(struct cache *cache, const struct id *id, uint64_t byte
 void evict_count(struct cache *cache);
 /* Evict down to the lower mark when above the upper one. */
 void evict_in_background(struct cache *cache);
+
+/* -- verify.c -- */
+int verify_start(struct cache *cache);
+void verify_stop(struct cache *cache); /* of one that is closing, or was never started */
+/* May this file be served? -ERR_CORRUPT. Up to verify_bytes_max that is known on return; larger
+ * ones are checked in the background, and discarded when they are damaged. */
+int verify_opened(struct cache *cache, const struct id *id, int descriptor,
+                  const struct stat *status);
+/* Its bytes were checked as they were written. */
+void verify_trust(struct cache *cache, const struct id *id, ino_t inode);
 
 /* -- durable.c -- */
 /* Drop what may not be trusted, list what may. */

@@ -38,6 +38,7 @@ static int write_blob(struct cache *cache, const struct content *content, const 
 	pthread_mutex_unlock(&cache->table_lock);
 	supersede(cache, &content->pointer.id);
 	/* Without memory for the entry the file waits in recent/ for the next opening. */
+	verify_trust(cache, &content->pointer.id, status.st_ino);
 	(void)recent_add(cache, &content->pointer.id, disk_bytes_of(&status));
 	return 0;
 }

@@ -71,7 +71,7 @@ int odb_new(struct object_store *store, const struct odb_options *given, struct 
 		options.window_bytes_max = WINDOW_BYTES_DEFAULT;
 	if (options.index)
 		error = index_new(store, options.index, clock_monotonic_ms, &odb->index);
-	if (!error && store->ops->distant)
+	if (!error && store && store->ops->distant)
 		error = windows_new(store, options.window_bytes_max, &odb->windows);
 	if (error)
 		return error;

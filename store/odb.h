@@ -64,7 +64,8 @@ struct odb_options {
 	 * `distant`); 0: 64 MiB */
 	size_t window_bytes_max;
 };
-/* Borrows the store and the index: both must outlive the odb. */
+/* Borrows the store and the index: both must outlive the odb. Without a store (NULL) its packers
+ * compute ids and keep nothing: places are void, nothing can be read. */
 int odb_new(struct object_store *store, const struct odb_options *options, struct odb **ret_odb);
 void odb_free(struct odb *odb); /* accepts NULL */
 struct object_store *odb_store(struct odb *odb);

@@ -508,6 +508,11 @@ static int add(struct packer *packer, const struct id *id, enum record_kind kind
 	struct pack **slot;
 	int error;
 
+	if (!odb_store(packer->odb)) {
+		*ret_place = (struct place){.raw = (uint32_t)length};
+		*ret_new = true;
+		return 0;
+	}
 	if (find(packer, id, kind, length, seal, ret_place)) {
 		*ret_new = false;
 		return 0;

@@ -495,6 +495,7 @@ static int open_files(struct state *state, const char *directory, struct message
 	return kv_open(tables,
 	               &(struct kv_options){.tables = names,
 	                                    .table_count = STATE_TABLE_COUNT,
+	                                    .sealed = true,
 	                                    .map_bytes_initial = MAP_BYTES},
 	               &state->kv, message);
 }
@@ -509,6 +510,16 @@ static int replay_segments(struct state *state, uint64_t folded, struct message 
 		return fail(message, r, "cannot list the journal: %s", error_text(r));
 	uint64_t batches = 0;
 	size_t i = 0;
+	while (i < count && sequences[i] <= folded)
+		i++;
+	/* The next segment is there, durably, before a fold commits. Only when neither has ever
+	 * happened there may be none. */
+	if (i < count ? sequences[i] != folded + 1 : folded > 0)
+		return fail(
+		        message, -ERR_CORRUPT,
+		        "the journal's segment %016llx is missing, or the tables beside it are not "
+		        "those it belongs to: local state is damaged",
+		        (unsigned long long)folded + 1);
 	for (; i < count && batches == 0; i++) {
 		if (sequences[i] > folded) {
 			journal_close(&state->journal);

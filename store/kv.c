@@ -26,6 +26,8 @@
 #define GROW_WAIT_MS 5000  /* a writer for the last reader, before the map may grow */
 #define POLITE_WAIT_MS 100 /* a reader for a writer that wants the map to grow */
 #define SPACE_PROBE_BYTES (1 << 20)
+#define SEAL_BYTES 8
+#define SEAL_TABLE "~sealed" /* is there, empty, once all values are sealed */
 
 _Static_assert(KV_READERS_MAX > 0, "LMDB's default is 126");
 
@@ -34,6 +36,7 @@ enum request { REQUEST_NONE, REQUEST_BEGIN, REQUEST_COMMIT, REQUEST_ABORT, REQUE
 struct kv {
 	char *directory;
 	bool loseable;
+	bool sealed;
 	size_t table_count;
 	char *names[KV_TABLES_MAX];
 	uint64_t map_bytes_initial;
@@ -229,6 +232,113 @@ static int settle_file(const struct kv *kv, struct kv_check *ret_check, struct m
 	return r;
 }
 
+/* -- seals: each step is a bijection of the hash so far, so one changed byte always shows -- */
+
+static uint64_t seal_step(uint64_t hash, uint64_t word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+	return hash ^ hash >> 29;
+}
+
+static uint64_t seal_bytes(uint64_t hash, const void *bytes, size_t length)
+{
+	const uint8_t *at = bytes;
+	hash = seal_step(hash, length);
+	for (; length >= 8; at += 8, length -= 8)
+		hash = seal_step(hash, load_u64(at));
+	uint8_t rest[8] = {0};
+	memcpy(rest, at, length);
+	return seal_step(hash, load_u64(rest));
+}
+
+static uint64_t seal_of(const struct kv *kv, unsigned table, const MDB_val *key, const void *value,
+                        size_t length)
+{
+	uint64_t hash = seal_bytes(0, kv->names[table], strlen(kv->names[table]));
+	hash = seal_bytes(hash, key->mv_data, key->mv_size);
+	return seal_bytes(hash, value, length);
+}
+
+/* Without its seal, or MDB_CORRUPTED. */
+static int unseal(const struct kv *kv, unsigned table, const MDB_val *key, MDB_val *value)
+{
+	if (!kv->sealed)
+		return 0;
+	if (value->mv_size < SEAL_BYTES)
+		return MDB_CORRUPTED;
+	value->mv_size -= SEAL_BYTES;
+	uint64_t seal = load_u64((const uint8_t *)value->mv_data + value->mv_size);
+	return seal == seal_of(kv, table, key, value->mv_data, value->mv_size) ? 0 : MDB_CORRUPTED;
+}
+
+static int put(const struct kv *kv, MDB_txn *txn, unsigned table, MDB_val *key, const void *value,
+               size_t length)
+{
+	MDB_val data = {.mv_data = (void *)value, .mv_size = length};
+	if (!kv->sealed)
+		return mdb_put(txn, kv->tables[table], key, &data, 0);
+	data.mv_size += SEAL_BYTES;
+	int code = mdb_put(txn, kv->tables[table], key, &data, MDB_RESERVE);
+	if (code == 0) {
+		memcpy(data.mv_data, value, length);
+		store_u64((uint8_t *)data.mv_data + length, seal_of(kv, table, key, value, length));
+	}
+	return code;
+}
+
+static int check_seals(const struct kv *kv, MDB_txn *txn, unsigned table)
+{
+	MDB_cursor *cursor;
+	MDB_val key, value;
+	int code = mdb_cursor_open(txn, kv->tables[table], &cursor);
+	if (code != 0)
+		return code;
+	do
+		code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+	while (code == 0 && (code = unseal(kv, table, &key, &value)) == 0);
+	mdb_cursor_close(cursor);
+	return code == MDB_NOTFOUND ? 0 : code;
+}
+
+/* Values that were put by a version without seals. */
+static int add_seals(const struct kv *kv, MDB_txn *txn, unsigned table)
+{
+	CLEANUP(buffer_release) struct buffer copy = {0};
+	MDB_cursor *cursor;
+	MDB_val key, value;
+	int code = mdb_cursor_open(txn, kv->tables[table], &cursor);
+	if (code != 0)
+		return code;
+	while ((code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0) {
+		size_t key_length = key.mv_size, length = value.mv_size;
+		copy.length = 0;
+		buffer_append(&copy, key.mv_data, key_length);
+		buffer_append(&copy, value.mv_data, length);
+		if (buffer_check(&copy) < 0) {
+			code = ENOMEM;
+			break;
+		}
+		key = (MDB_val){.mv_data = copy.data, .mv_size = key_length};
+		code = put(kv, txn, table, &key, copy.data + key_length, length);
+		if (code != 0)
+			break;
+	}
+	mdb_cursor_close(cursor);
+	return code == MDB_NOTFOUND ? 0 : code;
+}
+
+static int settle_seals(const struct kv *kv, MDB_txn *txn)
+{
+	MDB_dbi marker;
+	int code = mdb_dbi_open(txn, SEAL_TABLE, 0, &marker);
+	bool before = code == 0;
+	if (code == MDB_NOTFOUND)
+		code = mdb_dbi_open(txn, SEAL_TABLE, MDB_CREATE, &marker);
+	for (unsigned i = 0; code == 0 && i < kv->table_count; i++)
+		code = before ? check_seals(kv, txn, i) : add_seals(kv, txn, i);
+	return code;
+}
+
 /* -- the environment -- */
 
 static uint64_t map_bytes_for(const struct kv *kv, uint64_t used)
@@ -247,6 +357,8 @@ static int open_tables(struct kv *kv, MDB_env *env)
 		return error_of(code);
 	for (size_t i = 0; code == 0 && i < kv->table_count; i++)
 		code = mdb_dbi_open(txn, kv->names[i], MDB_CREATE, &kv->tables[i]);
+	if (code == 0 && kv->sealed)
+		code = settle_seals(kv, txn);
 	if (code != 0) {
 		mdb_txn_abort(txn);
 		return error_of(code);
@@ -274,7 +386,7 @@ static int open_environment(struct kv *kv, struct message *message)
 	int code = mdb_env_create(&env);
 	if (code != 0)
 		return fail(message, error_of(code), "%s: out of memory", kv->directory);
-	code = mdb_env_set_maxdbs(env, KV_TABLES_MAX);
+	code = mdb_env_set_maxdbs(env, KV_TABLES_MAX + 1);
 	if (code == 0)
 		code = mdb_env_set_maxreaders(env, KV_READERS_MAX);
 	if (code == 0)
@@ -285,6 +397,12 @@ static int open_environment(struct kv *kv, struct message *message)
 	r = code != 0 ? error_of(code) : open_tables(kv, env);
 	if (r < 0) {
 		mdb_env_close(env);
+		if (r == -ERR_CORRUPT)
+			return fail(message, r,
+			            "%s/data.mdb: a record does not match its checksum: local "
+			            "state is damaged; restore the file from a copy, or move it "
+			            "away to start without what it holds",
+			            kv->directory);
 		return fail(message, r, "%s: local state cannot be opened: %s", kv->directory,
 		            error_text(r));
 	}
@@ -387,6 +505,7 @@ static int kv_new(const char *directory, const struct kv_options *options, struc
 	pthread_cond_init(&kv->work, NULL);
 	pthread_cond_init(&kv->done, NULL);
 	kv->loseable = options->loseable;
+	kv->sealed = options->sealed;
 	kv->table_count = options->table_count;
 	uint64_t initial = options->map_bytes_initial;
 	initial = initial > 0 ? initial : MAP_BYTES_DEFAULT;
@@ -672,6 +791,8 @@ int kv_get(struct kv_txn *txn, unsigned table, const void *key, size_t key_lengt
 	MDB_val name = val_of(key, key_length), value;
 	r = error_of(mdb_get(txn->txn, txn->kv->tables[table], &name, &value));
 	if (r == 0)
+		r = error_of(unseal(txn->kv, table, &name, &value));
+	if (r == 0)
 		*ret_value = (struct span){.data = value.mv_data, .length = value.mv_size};
 	return r;
 }
@@ -685,8 +806,8 @@ int kv_put(struct kv_txn *txn, unsigned table, const void *key, size_t key_lengt
 		return r;
 	if (value_length > KV_VALUE_MAX)
 		return -ERR_TOO_LARGE;
-	MDB_val name = val_of(key, key_length), data = val_of(value, value_length);
-	return wrote(txn, mdb_put(txn->txn, txn->kv->tables[table], &name, &data, 0));
+	MDB_val name = val_of(key, key_length);
+	return wrote(txn, put(txn->kv, txn->txn, table, &name, value, value_length));
 }
 
 int kv_delete(struct kv_txn *txn, unsigned table, const void *key, size_t key_length)
@@ -756,6 +877,8 @@ int kv_next(struct kv_cursor *cursor, struct span *ret_key, struct span *ret_val
 {
 	MDB_val key, value;
 	int code = move(cursor, &key, &value);
+	if (code == 0)
+		code = unseal(cursor->txn->kv, cursor->table, &key, &value);
 	cursor->positioned = code == 0;
 	if (code != 0)
 		return error_of(code);

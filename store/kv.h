@@ -40,6 +40,10 @@ struct kv_options {
 	/* For caches: commits are not synced (MDB_NOSYNC). Survives kill -9; wiped on opening after
 	 * another boot, unless it was closed properly (file "stamp"); remade when damaged. */
 	bool loseable;
+	/* Each value carries a checksum over table, key and value. All are checked on opening, and
+	 * each when it is read: -ERR_CORRUPT. Values without (of an older version) get theirs then.
+	 */
+	bool sealed;
 	uint64_t map_bytes_initial; /* 0: 64 MiB; doubled when more than half is used */
 };
 

@@ -477,6 +477,11 @@ static int pick_meta(struct walk *walk, struct meta *ret_meta)
 	if (metas[newest].txn > TXN_MAX || (metas[newest].txn & 1) != newest ||
 	    (metas[newest].txn != 0 && metas[0].txn == metas[1].txn))
 		return corrupt(walk, newest, "impossible transaction number");
+	/* Transactions take turns. Were the newest's number damaged, the one before would pass for
+	 * the newest, and what was committed since would be lost without a word. */
+	if (metas[newest].txn - metas[!newest].txn > 1)
+		return corrupt(walk, newest,
+		               "the meta pages' transactions do not follow each other");
 	*ret_meta = metas[newest];
 	return 0;
 }

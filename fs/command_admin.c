@@ -298,6 +298,7 @@ static void read_figures(struct lake *lake, struct figures *ret_figures)
 	X(cache.reads_present, "cache_partial_reads_present_total", "counter") \
 	X(cache.reads_joined, "cache_partial_reads_joined_total", "counter") \
 	X(cache.evicted, "cache_evicted_total", "counter") \
+	X(cache.damaged, "cache_damaged_total", "counter") \
 	X(state.journal_bytes, "journal_bytes", "gauge") \
 	X(state.folds, "journal_folds_total", "counter") \
 	X(state.used_bytes, "state_used_bytes", "gauge") \

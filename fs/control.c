@@ -14,10 +14,18 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <utlist.h>
+
 #define FRAME_BYTES_MAX (64u << 20)
 #define SOCKET_NAME "control.sock"
 #define PROGRESS_INTERVAL_MS 100
-#define REQUEST_TIMEOUT_MS 10000
+#define REQUEST_BYTES_MAX (16u << 20)
+#define REQUEST_TIMEOUT_MS 10000 /* for the whole of it */
+#define REPLY_TIMEOUT_MS 60000   /* without taking a byte: whoever asked is gone, or stuck */
+/* Each connection is a thread and a descriptor. lakectl sends its request at once; of clients that
+ * do not, the oldest has to go when there are so many. */
+#define UNHEARD_MAX 64
+#define STOP_MS 5000 /* for replies to be taken, when the daemon ends */
 
 struct control {
 	struct lake *lake;
@@ -27,9 +35,10 @@ struct control {
 	int wake[2]; /* a byte here ends the accepting thread */
 	char *path;
 	pthread_t thread;
-	pthread_mutex_t lock; /* guards `running` */
-	pthread_cond_t idle;
+	pthread_mutex_t lock; /* guards what follows */
+	pthread_cond_t idle;  /* one ended */
 	unsigned running;
+	struct connection *connections; /* oldest first */
 };
 
 /* -- frames -- */
@@ -49,12 +58,17 @@ static int send_all(int fd, const void *bytes, size_t length)
 	return 0;
 }
 
-static int receive_all(int fd, void *bytes, size_t length)
+/* deadline_ms: on the monotonic clock; 0: none. */
+static int receive_all(int fd, void *bytes, size_t length, int64_t deadline_ms)
 {
 	char *at = bytes;
 	while (length) {
-		ssize_t got = recv(fd, at, length, 0);
-		if (got < 0 && errno == EINTR)
+		struct pollfd waiting = {.fd = fd, .events = POLLIN};
+		int64_t left = deadline_ms - clock_monotonic_ms();
+		if (deadline_ms && (left <= 0 || poll(&waiting, 1, (int)left) == 0))
+			return -ERR_BUSY;
+		ssize_t got = recv(fd, at, length, deadline_ms ? MSG_DONTWAIT : 0);
+		if (got < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
 		if (got <= 0)
 			return error_system(got < 0 ? errno : ECONNRESET);
@@ -80,19 +94,19 @@ static int send_frame(int fd, cJSON *json)
 	return error ? error : send_all(fd, text, length);
 }
 
-static int receive_frame(int fd, cJSON **ret_json)
+static int receive_frame(int fd, size_t bytes_max, int64_t deadline_ms, cJSON **ret_json)
 {
 	uint8_t header[4];
-	int error = receive_all(fd, header, sizeof header);
+	int error = receive_all(fd, header, sizeof header, deadline_ms);
 	if (error < 0)
 		return error;
 	uint32_t length = load_u32(header);
-	if (length > FRAME_BYTES_MAX)
+	if (length > bytes_max)
 		return -ERR_TOO_LARGE;
 	CLEANUP(free_pointer) char *text = malloc((size_t)length + 1);
 	if (!text)
 		return -ERR_NO_MEMORY;
-	error = receive_all(fd, text, length);
+	error = receive_all(fd, text, length, deadline_ms);
 	if (error < 0)
 		return error;
 	*ret_json = cJSON_ParseWithLength(text, length);
@@ -159,7 +173,9 @@ static int check_peer(struct control *control, int fd, struct caller *ret_caller
 
 struct connection {
 	struct control *control;
+	struct connection *previous, *next; /* control->connections; its lock */
 	int fd;
+	bool heard; /* its request has come */
 	int64_t progress_due_ms;
 	bool gone;
 };
@@ -210,9 +226,14 @@ static cJSON *answer(struct connection *connection)
 
 	int error = check_peer(control, connection->fd, &caller, &message);
 	if (!error) {
-		error = receive_frame(connection->fd, &request);
+		error = receive_frame(connection->fd, REQUEST_BYTES_MAX,
+		                      clock_monotonic_ms() + REQUEST_TIMEOUT_MS, &request);
 		if (error)
-			fail(&message, error, "the request could not be read");
+			fail(&message, error, "the request could not be read: %s",
+			     error_text(error));
+		pthread_mutex_lock(&control->lock);
+		connection->heard = true;
+		pthread_mutex_unlock(&control->lock);
 	}
 	if (error < 0)
 		return command_error(error, &message);
@@ -228,21 +249,41 @@ static void *serve_connection(void *argument)
 {
 	struct connection *connection = argument;
 	struct control *control = connection->control;
-	struct timeval timeout = {.tv_sec = REQUEST_TIMEOUT_MS / 1000};
+	struct timeval timeout = {.tv_sec = REPLY_TIMEOUT_MS / 1000};
 
-	setsockopt(connection->fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
+	setsockopt(connection->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
 	cJSON *reply = answer(connection);
 	if (send_frame(connection->fd, wrap("reply", reply)) == -ERR_TOO_LARGE)
 		send_frame(connection->fd, wrap("reply", command_error(-ERR_TOO_LARGE, NULL)));
+	pthread_mutex_lock(&control->lock);
+	DL_DELETE2(control->connections, connection, previous, next);
+	control->running--;
+	pthread_cond_broadcast(&control->idle);
+	pthread_mutex_unlock(&control->lock);
 	close(connection->fd);
 	free(connection);
-	pthread_mutex_lock(&control->lock);
-	if (--control->running == 0)
-		pthread_cond_broadcast(&control->idle);
-	pthread_mutex_unlock(&control->lock);
 	return NULL;
 }
 
+/* Locked. What its thread receives then is an end. */
+static void drop_oldest_unheard(struct control *control)
+{
+	struct connection *connection, *oldest = NULL;
+	unsigned unheard = 0;
+	DL_FOREACH2(control->connections, connection, next)
+	{
+		if (connection->heard)
+			continue;
+		oldest = oldest ? oldest : connection;
+		unheard++;
+	}
+	if (unheard < UNHEARD_MAX)
+		return;
+	oldest->heard = true;
+	shutdown(oldest->fd, SHUT_RDWR);
+}
+
+/* Its thread, or no answer: the one that accepts must not wait for a client. */
 static void start_connection(struct control *control, int fd)
 {
 	pthread_t thread;
@@ -255,13 +296,19 @@ static void start_connection(struct control *control, int fd)
 	connection->control = control;
 	connection->fd = fd;
 	pthread_mutex_lock(&control->lock);
+	drop_oldest_unheard(control);
 	control->running++;
-	pthread_mutex_unlock(&control->lock);
+	DL_APPEND2(control->connections, connection, previous, next);
 	pthread_attr_init(&attributes);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	if (pthread_create(&thread, &attributes, serve_connection, connection) != 0)
-		serve_connection(connection); /* slower, but answered */
+	if (pthread_create(&thread, &attributes, serve_connection, connection) != 0) {
+		DL_DELETE2(control->connections, connection, previous, next);
+		control->running--;
+		close(fd);
+		free(connection);
+	}
 	pthread_attr_destroy(&attributes);
+	pthread_mutex_unlock(&control->lock);
 }
 
 static void *accept_loop(void *argument)
@@ -332,6 +379,24 @@ int control_start(struct lake *lake, control_fn *extra, void *context, struct co
 	return 0;
 }
 
+/* Commands that run are waited for. Who does not take his reply in time is not. */
+static void wait_for_connections(struct control *control)
+{
+	struct connection *connection;
+	struct timespec until;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += STOP_MS / 1000;
+	pthread_mutex_lock(&control->lock);
+	while (control->running &&
+	       pthread_cond_timedwait(&control->idle, &control->lock, &until) != ETIMEDOUT)
+		continue;
+	DL_FOREACH2(control->connections, connection, next)
+	shutdown(connection->fd, SHUT_RDWR);
+	while (control->running)
+		pthread_cond_wait(&control->idle, &control->lock);
+	pthread_mutex_unlock(&control->lock);
+}
+
 void control_stop(struct control *control)
 {
 	if (!control)
@@ -340,10 +405,7 @@ void control_stop(struct control *control)
 		continue;
 	pthread_join(control->thread, NULL);
 	unlink(control->path);
-	pthread_mutex_lock(&control->lock);
-	while (control->running)
-		pthread_cond_wait(&control->idle, &control->lock);
-	pthread_mutex_unlock(&control->lock);
+	wait_for_connections(control);
 	close(control->listener);
 	close(control->wake[0]);
 	close(control->wake[1]);
@@ -430,7 +492,7 @@ static int receive_reply(int fd, const struct command_output *output, cJSON *kep
 {
 	for (;;) {
 		cJSON *frame = NULL, *part;
-		int error = receive_frame(fd, &frame);
+		int error = receive_frame(fd, FRAME_BYTES_MAX, 0, &frame);
 		if (error < 0)
 			return error;
 		if ((part = cJSON_DetachItemFromObjectCaseSensitive(frame, "reply"))) {

@@ -12,6 +12,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "fs/json.h"
 #include "refs/known.h"
 
 #define CONFIG_VERSION 1
@@ -79,7 +80,7 @@ static int store_object_read(struct object_store *store, const char *url, char r
 
 /* -- configuration -- */
 
-static void config_release(struct lake_config *config)
+void lake_config_release(struct lake_config *config)
 {
 	free(config->store_url);
 	free(config->control_group);
@@ -105,29 +106,51 @@ static int config_write(const char *directory, const struct lake_config *config,
 	return 0;
 }
 
-static uint64_t config_number(const cJSON *json, const char *name)
+/* A key that is misspelled, or damaged, must not pass for one that was left out. */
+static const char *const config_keys[] = {"version",
+                                          "lake",
+                                          "store",
+                                          "refresh_ms",
+                                          "control_group",
+                                          "cache_bytes_max",
+                                          "copy_up_bytes_max",
+                                          "verify_bytes_max",
+                                          NULL};
+#define CONFIG_TEXT_MAX 4096
+#define CONFIG_NUMBER_MAX ((int64_t)1 << 53)
+
+static int config_number(const cJSON *json, const char *path, const char *name, uint64_t *ret_value,
+                         struct message *message)
 {
-	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
-	return cJSON_IsNumber(item) && item->valuedouble > 0 ? (uint64_t)item->valuedouble : 0;
+	int64_t value = 0;
+	int error = json_number(json, path, name, 0, CONFIG_NUMBER_MAX, &value, message);
+	if (!error)
+		*ret_value = (uint64_t)value;
+	return error;
 }
 
 /* "refresh_ms": 0 is never. */
-static int config_refresh(const cJSON *json)
+static int config_refresh(const cJSON *json, const char *path, int *ret_ms, struct message *message)
 {
-	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "refresh_ms");
-	if (!cJSON_IsNumber(item) || item->valuedouble < 0)
-		return REFRESH_MS_DEFAULT;
-	if (item->valuedouble < 1)
-		return -1;
-	if (item->valuedouble < REFRESH_MS_MIN)
-		return REFRESH_MS_MIN;
-	return item->valuedouble > REFRESH_MS_MAX ? REFRESH_MS_MAX : (int)item->valuedouble;
+	int64_t value = REFRESH_MS_DEFAULT;
+	int error = json_number(json, path, "refresh_ms", 0, CONFIG_NUMBER_MAX, &value, message);
+	if (error < 0)
+		return error;
+	if (value > 0 && value < REFRESH_MS_MIN)
+		value = REFRESH_MS_MIN;
+	*ret_ms = value == 0 ? -1 : value > REFRESH_MS_MAX ? REFRESH_MS_MAX : (int)value;
+	return 0;
 }
 
-static char *config_string(const cJSON *json, const char *name)
+static int config_text(const cJSON *json, const char *path, const char *name, char **ret_text,
+                       struct message *message)
 {
-	const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
-	return cJSON_IsString(item) ? strdup(item->valuestring) : NULL;
+	const char *text;
+	int error = json_text(json, path, name, CONFIG_TEXT_MAX, &text, message);
+	if (error < 0 || !text)
+		return error;
+	*ret_text = strdup(text);
+	return *ret_text ? 0 : -ERR_NO_MEMORY;
 }
 
 static int config_parse(const char *path, const cJSON *json, struct lake_config *ret_config,
@@ -140,18 +163,52 @@ static int config_parse(const char *path, const cJSON *json, struct lake_config 
 		return fail(message, -ERR_VERSION,
 		            "%s has version %g; this program knows %d: upgrade it", path,
 		            version->valuedouble, CONFIG_VERSION);
-	const cJSON *lake_id = cJSON_GetObjectItemCaseSensitive(json, "lake");
-	if (!cJSON_IsString(lake_id) || strlen(lake_id->valuestring) != 32)
+	int error = json_keys(json, path, config_keys, message);
+	const char *lake_id = NULL;
+	if (!error)
+		error = json_text(json, path, "lake", CONFIG_TEXT_MAX, &lake_id, message);
+	uint8_t bytes[16];
+	if (!error && (!lake_id || strlen(lake_id) != 32 || hex_decode(lake_id, 32, bytes) < 0))
 		return fail(message, -ERR_CORRUPT, "%s names no lake id", path);
-	memcpy(ret_config->lake_id, lake_id->valuestring, 33);
-	ret_config->store_url = config_string(json, "store");
-	if (!ret_config->store_url)
+	if (!error)
+		memcpy(ret_config->lake_id, lake_id, 33);
+	if (!error)
+		error = config_text(json, path, "store", &ret_config->store_url, message);
+	if (!error && !ret_config->store_url)
 		return fail(message, -ERR_CORRUPT, "%s names no store", path);
-	ret_config->cache_bytes_max = config_number(json, "cache_bytes_max");
-	ret_config->copy_up_bytes_max = config_number(json, "copy_up_bytes_max");
-	ret_config->refresh_ms = config_refresh(json);
-	ret_config->control_group = config_string(json, "control_group");
-	return 0;
+	if (!error)
+		error = config_number(json, path, "cache_bytes_max", &ret_config->cache_bytes_max,
+		                      message);
+	if (!error)
+		error = config_number(json, path, "copy_up_bytes_max",
+		                      &ret_config->copy_up_bytes_max, message);
+	if (!error)
+		error = config_number(json, path, "verify_bytes_max", &ret_config->verify_bytes_max,
+		                      message);
+	if (!error)
+		error = config_refresh(json, path, &ret_config->refresh_ms, message);
+	if (!error)
+		error = config_text(json, path, "control_group", &ret_config->control_group,
+		                    message);
+	return error;
+}
+
+/* Any bytes as lake.json. */
+int lake_config_parse(const char *path, const void *bytes, size_t length,
+                      struct lake_config *ret_config, struct message *message)
+{
+	CLEANUP(json_cleanup) cJSON *json = NULL;
+	struct lake_config config = {0};
+	int error = json_parse(bytes, length, &json, message);
+	if (error < 0)
+		fail_context(message, error, "%s", path);
+	else
+		error = config_parse(path, json, &config, message);
+	if (error < 0)
+		lake_config_release(&config);
+	else
+		*ret_config = config;
+	return error;
 }
 
 static int config_read(const char *directory, struct lake_config *ret_config,
@@ -168,12 +225,7 @@ static int config_read(const char *directory, struct lake_config *ret_config,
 		            directory);
 	if (error < 0)
 		return fail(message, error, "cannot read %s: %s", path, error_text(error));
-	cJSON *json = cJSON_ParseWithLength((const char *)bytes.data, bytes.length);
-	error = config_parse(path, json, ret_config, message);
-	cJSON_Delete(json);
-	if (error < 0)
-		config_release(ret_config);
-	return error;
+	return lake_config_parse(path, bytes.data, bytes.length, ret_config, message);
 }
 
 /* -- making one -- */
@@ -292,7 +344,7 @@ int lake_init(const char *directory, const char *url, const char *author, struct
 	if (!error)
 		error = config_write(real, &config, message);
 	object_store_free(store);
-	config_release(&config);
+	lake_config_release(&config);
 	return error;
 }
 
@@ -316,7 +368,7 @@ int lake_clone(const char *url, const char *directory, struct message *message)
 		error = make_lake_directory(directory, &real, message);
 	if (!error)
 		error = config_write(real, &config, message);
-	config_release(&config);
+	lake_config_release(&config);
 	return error;
 }
 
@@ -402,7 +454,8 @@ static int open_local(struct lake *lake, struct message *message)
 	if (!error)
 		error = cache_open(
 		        cache, lake->odb,
-		        &(struct cache_options){.bytes_max = lake->config.cache_bytes_max},
+		        &(struct cache_options){.bytes_max = lake->config.cache_bytes_max,
+		                                .verify_bytes_max = lake->config.verify_bytes_max},
 		        &lake->cache, message);
 	if (error < 0)
 		return error;
@@ -473,7 +526,7 @@ void lake_close(struct lake *lake)
 	object_store_free(lake->store);
 	if (lake->lock_fd >= 0)
 		close(lake->lock_fd);
-	config_release(&lake->config);
+	lake_config_release(&lake->config);
 	free(lake->directory);
 	free(lake);
 }

@@ -22,9 +22,15 @@ struct lake_config {
 	char lake_id[33];
 	uint64_t cache_bytes_max;   /* 0: keep 10 % of the disk free */
 	uint64_t copy_up_bytes_max; /* 0: default */
+	uint64_t verify_bytes_max;  /* 0: default (cache/cache.h) */
 	int refresh_ms;             /* how often heads are looked at; -1: never by themselves */
 	char *control_group;        /* who may use the control socket besides owner and root */
 };
+/* Any bytes as lake.json; `path` is for messages. -ERR_VERSION, -ERR_CORRUPT, -ERR_INVALID. */
+int lake_config_parse(const char *path, const void *bytes, size_t length,
+                      struct lake_config *ret_config, struct message *message);
+void lake_config_release(struct lake_config *config);
+
 struct lake {
 	char *directory; /* absolute, real path */
 	struct lake_config config;

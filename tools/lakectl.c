@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "fs/control.h"
+#include "fs/json.h"
 #include "tools/arguments.h"
 #include "tools/local.h"
 #include "tools/places.h"
@@ -89,14 +90,21 @@ static void print_json(const cJSON *json)
 	free(text);
 }
 
+/* Messages have others' words in them. */
+static void print_failure(const cJSON *text)
+{
+	const char *words = cJSON_IsString(text) ? text->valuestring : "failed";
+	CLEANUP(free_pointer) char *clean = utf8_clean(words, strlen(words));
+	fprintf(stderr, "lakectl: %s\n", clean ? clean : "out of memory");
+}
+
 /* The error on standard error, and with --json as an object on standard output too. */
 static int report_error(const struct invocation *invocation, int error,
                         const struct message *message)
 {
 	cJSON *reply = command_error(error, message);
 	const cJSON *object = cJSON_GetObjectItemCaseSensitive(reply, "error");
-	fprintf(stderr, "lakectl: %s\n",
-	        cJSON_GetObjectItemCaseSensitive(object, "message")->valuestring);
+	print_failure(cJSON_GetObjectItemCaseSensitive(object, "message"));
 	if (invocation->globals.json)
 		print_json(reply);
 	cJSON_Delete(reply);
@@ -108,7 +116,7 @@ static int report_error(const struct invocation *invocation, int error,
 static int print_items(void *context, const char *list, cJSON *items)
 {
 	struct invocation *invocation = context;
-	const cJSON *item;
+	cJSON *item;
 	progress_erase(&invocation->progress);
 	cJSON_ArrayForEach (item, items)
 		render_item(invocation->renderer, list, item);
@@ -216,7 +224,7 @@ static bool run_local(struct invocation *invocation, cJSON **ret_reply, int *ret
 	return false;
 }
 
-static int print_reply(struct invocation *invocation, const cJSON *reply, bool local)
+static int print_reply(struct invocation *invocation, cJSON *reply, bool local)
 {
 	const cJSON *failure = cJSON_GetObjectItemCaseSensitive(reply, "error");
 	if (invocation->globals.json)
@@ -229,7 +237,7 @@ static int print_reply(struct invocation *invocation, const cJSON *reply, bool l
 		return 0;
 	const cJSON *text = cJSON_GetObjectItemCaseSensitive(failure, "message");
 	const cJSON *code = cJSON_GetObjectItemCaseSensitive(failure, "exit");
-	fprintf(stderr, "lakectl: %s\n", cJSON_IsString(text) ? text->valuestring : "failed");
+	print_failure(text);
 	return cJSON_IsNumber(code) ? code->valueint : 1;
 }
 

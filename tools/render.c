@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "fs/json.h"
 #include "tools/graph.h"
 
 struct renderer {
@@ -41,17 +42,85 @@ static bool has(const cJSON *object, const char *name)
 	return cJSON_GetObjectItemCaseSensitive(object, name) != NULL;
 }
 
-/* The path's own bytes, also when they are not UTF-8; free() it. */
+/* -- names and text of strangers, on a terminal that obeys what it is sent -- */
+
+/* The length of a character to print as it is; 0: one to be escaped. */
+static size_t plain_length(const unsigned char *at, size_t left)
+{
+	size_t length = utf8_length(at, left);
+	bool control = at[0] < 0x20 || at[0] == 0x7f || at[0] == '"' || at[0] == '\\' ||
+	               (length == 2 && at[0] == 0xc2 && at[1] < 0xa0);
+	return control ? 0 : length;
+}
+
+/* As git prints paths: in quotes, as C would write them, if anything in it must be escaped. */
+static char *quote_path(const char *path)
+{
+	static const char letters[] = "\aa\bb\tt\nn\vv\ff\rr\"\"\\\\";
+	const unsigned char *at = (const unsigned char *)path;
+	size_t left = strlen(path);
+	char *quoted = malloc(4 * left + 3), *to = quoted;
+	bool needed = false;
+	if (!quoted)
+		return NULL;
+	*to++ = '"';
+	while (left) {
+		size_t length = plain_length(at, left);
+		const char *letter = length ? NULL : letters;
+		while (letter && *letter && (unsigned char)*letter != *at)
+			letter += 2;
+		if (length)
+			to = mempcpy(to, at, length);
+		else if (*letter)
+			to += sprintf(to, "\\%c", letter[1]);
+		else
+			to += sprintf(to, "\\%03o", *at);
+		needed |= !length;
+		length = length ? length : 1;
+		at += length;
+		left -= length;
+	}
+	strcpy(to, "\"");
+	if (!needed)
+		strcpy(quoted, path);
+	return quoted;
+}
+
+/* Paths are quoted where they are printed; everything else must not drive the terminal. */
+static void disarm(cJSON *item)
+{
+	bool path = item->string &&
+	            (strcmp(item->string, "path") == 0 || strcmp(item->string, "at") == 0);
+	if (cJSON_IsString(item) && !path) {
+		CLEANUP(free_pointer)
+		char *clean = utf8_clean(item->valuestring, strlen(item->valuestring));
+		if (clean && strcmp(clean, item->valuestring) != 0)
+			cJSON_SetValuestring(item, clean);
+	}
+	if (item->string &&
+	    !(item->type & cJSON_StringIsConst)) { /* names that others chose, of meta */
+		CLEANUP(free_pointer) char *clean = utf8_clean(item->string, strlen(item->string));
+		if (clean && strcmp(clean, item->string) != 0) {
+			cJSON_free(item->string);
+			item->string = steal(&clean);
+		}
+	}
+	for (cJSON *child = item->child; child; child = child->next)
+		disarm(child);
+}
+
+/* A path, fit to be printed, also when it is not UTF-8; free() it. */
 static char *path_of(const cJSON *object, const char *name)
 {
 	char key[64];
 	snprintf(key, sizeof key, "%s_hex", name);
 	const char *hex = text_of(object, key);
 	size_t digits = strlen(hex);
+	CLEANUP(free_pointer)
 	char *path = digits ? calloc(1, digits / 2 + 1) : strdup(text_of(object, name));
 	if (path && digits && hex_decode(hex, digits, path) < 0)
 		path[0] = '\0';
-	return path;
+	return path ? quote_path(path) : NULL;
 }
 
 static const char *size_text(double bytes, char out[32])
@@ -425,8 +494,9 @@ static const struct {
         {"deliveries", row_delivery},
 };
 
-void render_item(struct renderer *renderer, const char *list, const cJSON *item)
+void render_item(struct renderer *renderer, const char *list, cJSON *item)
 {
+	disarm(item);
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
 		if (strcmp(rows[i].list, list) == 0)
 			rows[i].row(renderer, item);
@@ -716,14 +786,15 @@ static const struct {
         {"audit", NULL, sum_audit},
 };
 
-void render_reply(struct renderer *renderer, const cJSON *reply)
+void render_reply(struct renderer *renderer, cJSON *reply)
 {
-	const cJSON *list, *item;
+	cJSON *list, *item;
 	size_t which = 0;
 	while (which < ARRAY_SIZE(summaries) &&
 	       strcmp(summaries[which].command, renderer->command) != 0)
 		which++;
 	bool known = which < ARRAY_SIZE(summaries);
+	disarm(reply);
 	bool failed = has(reply, "error");
 	if (known && summaries[which].before && !failed)
 		summaries[which].before(renderer, reply);

@@ -12,9 +12,10 @@ struct renderer;
 /* `request` is borrowed and tells which command's rows these are. */
 int renderer_new(const cJSON *request, bool quiet, struct renderer **ret_renderer);
 void renderer_free(struct renderer *renderer);
-/* One item of the reply's list `list`. */
-void render_item(struct renderer *renderer, const char *list, const cJSON *item);
+/* One item of the reply's list `list`. Control characters in its strings are replaced, in paths
+ * (quoted) escaped: branches' names and messages are written by others. */
+void render_item(struct renderer *renderer, const char *list, cJSON *item);
 /* The rest: what is left in the reply's lists, and its summary. */
-void render_reply(struct renderer *renderer, const cJSON *reply);
+void render_reply(struct renderer *renderer, cJSON *reply);
 
 #endif

@@ -23,8 +23,10 @@ WAYS = (("passthrough", ()), ("copying", ("--no-passthrough",)))
 tests = Tests()
 
 # A directory's link count is 1, "not counted".
-EXCLUDED = ["rename::updates_link_parent"]
+EXCLUDED = {"rename::updates_link_parent"}
 EXCLUDED_C = {("rename/24.t", number) for number in (4, 5, 8, 9)}
+# Opening a running program with O_RDONLY and O_TRUNC: it depends on whether it still runs then.
+UNCERTAIN = {"open::etxtbsy"}
 # Not of this system or kind of mount; all others must run.
 SKIPPED = re.compile(r"chflags|nfsv4acl|erofs|link_count_max|birthtime")
 CONFIGURATION = f"""
@@ -35,10 +37,15 @@ utime_now = {{}}
 utimensat = {{}}
 [settings]
 naptime = 0.02
-expected_failures = {EXCLUDED}
 [dummy_auth]
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 """
+
+
+def judge(failed, excluded, uncertain, text=""):
+    """A case that begins to pass must leave the list, too."""
+    worse, better = failed - excluded - uncertain, excluded - failed
+    assert not worse and not better, f"failed: {sorted(worse)}; passed: {sorted(better)}\n{text}"
 
 
 def run_rust(lake):
@@ -49,11 +56,12 @@ def run_rust(lake):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     cases = collections.defaultdict(list)
-    for name, verdict in re.findall(r"(?m)^(\S+::\S+) +(ok|skipped|FAILED|failed as expected|PASSED UNEXPECTEDLY)$", text):
+    for name, verdict in re.findall(r"(?m)^(\S+::\S+) +(ok|skipped|FAILED)$", text):
         cases[verdict].append(name)
-    print(f"# {len(cases['ok'])} passed, {len(cases['failed as expected'])} excluded, "
-          f"{len(cases['skipped'])} not for this system")
-    assert done.returncode == 0, f"{cases['FAILED']} {cases['PASSED UNEXPECTEDLY']}:\n{text}"
+    failed = set(cases["FAILED"])
+    print(f"# {len(cases['ok'])} passed, {len(failed)} excluded, {len(cases['skipped'])} not for this system")
+    assert sum(map(len, cases.values())) == int(re.search(r"(\d+) total", text)[1]), text
+    judge(failed, EXCLUDED, UNCERTAIN, text)
     unknown = [name for name in cases["skipped"] if not SKIPPED.search(name)]
     assert not unknown, f"skipped: {unknown}"
     assert len(cases["ok"]) > 300, text
@@ -88,7 +96,7 @@ def run_c(lake):
                 count += ran
                 failed |= {(str(jobs[job].relative_to(copy / "tests")), number) for number in bad}
     print(f"# {count - len(failed)} of {count} passed, {len(failed & EXCLUDED_C)} excluded")
-    assert failed == EXCLUDED_C, f"failed: {sorted(failed - EXCLUDED_C)}; no longer: {sorted(EXCLUDED_C - failed)}"
+    judge(failed, EXCLUDED_C, set())
 
 
 for way, options in WAYS:

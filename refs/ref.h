@@ -77,8 +77,8 @@ int ref_read_deleted(struct object_store *store, enum ref_kind kind, const char 
 /* Ascending by name. The ref is borrowed; non-zero stops and is returned. The callback may use the
  * store. Bodies are read beside each other, and not again where the listing tells that they are
  * known (refs/known.h). Without `bodies` one listing is all that is asked of the store: the name is
- * filled in, and the etag where the store tells it. A damaged body ends the list with an error that
- * names it. */
+ * filled in, and the etag where the store tells it. A damaged body hides no other: the error that
+ * names the first of them comes after the rest. */
 typedef int ref_fn(void *context, const struct ref *ref);
 int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,
              void *context, struct message *message);

@@ -130,9 +130,15 @@ static int tell_body(const struct collected *collected, struct load *load, ref_f
 	return callback(context, &load->body);
 }
 
+/* One body that cannot be understood hides no other: its error comes last. */
+struct damage {
+	int rc; /* of the first */
+	struct message message;
+};
+
 static int list_window(struct object_store *store, const struct collected *collected,
                        struct reader *reader, ref_fn *callback, void *context,
-                       struct message *message)
+                       struct damage *damage, struct message *message)
 {
 	CLEANUP(loads_release) struct loads loads = {.store = store};
 	int rc = 0;
@@ -148,8 +154,14 @@ static int list_window(struct object_store *store, const struct collected *colle
 		next_collected(reader, &load->listed);
 	}
 	load_bodies(&loads);
-	for (size_t i = 0; rc == 0 && i < loads.count; i++)
-		rc = tell_body(collected, &loads.items[i], callback, context, message);
+	for (size_t i = 0; rc == 0 && i < loads.count; i++) {
+		const struct load *load = &loads.items[i];
+
+		if (load->rc != -ERR_CORRUPT && load->rc != -ERR_VERSION)
+			rc = tell_body(collected, &loads.items[i], callback, context, message);
+		else if (damage->rc == 0)
+			*damage = (struct damage){load->rc, load->message};
+	}
 	return rc;
 }
 
@@ -165,17 +177,19 @@ static int list_refs(struct object_store *store, struct collected *collected, bo
 	if (rc < 0)
 		return fail(message, rc, "cannot list refs: %s", error_text(rc));
 	struct reader reader = reader_of(collected->refs.data, collected->refs.length);
+	struct damage damage = {0};
 	while (rc == 0 && reader_left(&reader) > 0) {
 		CLEANUP(ref_release) struct ref ref = {.kind = collected->kind};
 
 		if (bodies) {
-			rc = list_window(store, collected, &reader, callback, context, message);
+			rc = list_window(store, collected, &reader, callback, context, &damage,
+			                 message);
 			continue;
 		}
 		next_collected(&reader, &ref);
 		rc = callback(context, &ref);
 	}
-	return rc;
+	return rc || damage.rc == 0 ? rc : fail(message, damage.rc, "%s", damage.message.text);
 }
 
 int ref_list(struct object_store *store, enum ref_kind kind, bool bodies, ref_fn *callback,

@@ -766,10 +766,13 @@ static void lists_in_order(void **state)
 	assert_int_equal(names.count, 150);
 	assert_memory_equal(names.text, "n0 n10 n100 ", 12);
 
+	/* One damaged body hides no other. */
+	names = (struct names){0};
 	assert_int_equal(object_put(store, "refs/branches/n103", "damage", 6, NULL), 0);
 	assert_int_equal(ref_list(store, REF_BRANCH, true, add_name, &names, &message),
 	                 -ERR_CORRUPT);
 	assert_non_null(strstr(message.text, "branch 'n103' is damaged"));
+	assert_int_equal(names.count, 149);
 	assert_int_equal(ref_list(store, REF_BRANCH, false, add_name, &names, NULL), 0);
 }
 

@@ -234,7 +234,7 @@ cJSON *reply_commit(const struct commit *commit)
 	cJSON *parents = cJSON_AddArrayToObject(object, "parents");
 	for (size_t i = 0; i < commit->parent_count; i++) {
 		id_to_hex(&commit->parents[i].id, hex);
-		cJSON_AddItemToArray(parents, cJSON_CreateString(hex));
+		json_append(parents, cJSON_CreateString(hex));
 	}
 	reply_id(object, "tree", &commit->tree.id);
 	cJSON_AddStringToObject(object, "author", commit->author);
@@ -327,7 +327,7 @@ void list_begin(struct list *list, struct command *command, const char *name)
 int list_add(struct list *list, cJSON *item)
 {
 	const struct command_output *output = list->command->output;
-	cJSON_AddItemToArray(list->pending, item);
+	json_append(list->pending, item);
 	list->total++;
 	if (++list->count < LIST_PIECE || !output->items)
 		return 0;
@@ -409,7 +409,7 @@ int reply_standing(struct command *command, struct worktree *worktree)
 	const char *path = standing.collisions;
 	for (size_t i = 0; i < standing.collision_count; i++) {
 		size_t length = strlen(path);
-		cJSON_AddItemToArray(collisions, reply_path_item(path, length));
+		json_append(collisions, reply_path_item(path, length));
 		path += length + 1;
 	}
 	return 0;
@@ -436,7 +436,7 @@ void reply_warning(struct command *command, const char *format, ...)
 	va_end(arguments);
 	if (!array)
 		array = cJSON_AddArrayToObject(command->reply, "warnings");
-	cJSON_AddItemToArray(array, reply_path_item(text, strlen(text)));
+	json_append(array, reply_path_item(text, strlen(text)));
 }
 
 struct merge_side side_of(const struct commit *commit)
@@ -471,6 +471,7 @@ int command_run(struct lake *lake, const struct caller *caller, const cJSON *req
 {
 	static const struct command_output none;
 	struct message message = {{0}};
+	unsigned failures = json_failures();
 	struct command command = {
 	        .lake = lake,
 	        .caller = caller,
@@ -481,10 +482,20 @@ int command_run(struct lake *lake, const struct caller *caller, const cJSON *req
 	};
 	command_fn *run = find_command(request);
 	int error = run ? run(&command) : fail(&message, -ERR_INVALID, "no such command");
+	if (json_failures() != failures) {
+		/* Something is missing in the reply: the error is all it can say. */
+		if (error >= 0)
+			error = fail(&message, -ERR_NO_MEMORY,
+			             "out of memory for the reply; look whether it was done before "
+			             "you repeat it");
+		cJSON_Delete(command.reply);
+		*ret_reply = command_error(error, &message);
+		return error;
+	}
 	if (error < 0) {
 		cJSON *failure = command_error(error, &message);
-		cJSON_AddItemToObject(command.reply, "error",
-		                      cJSON_DetachItemFromObjectCaseSensitive(failure, "error"));
+		json_put(command.reply, "error",
+		         cJSON_DetachItemFromObjectCaseSensitive(failure, "error"));
 		cJSON_Delete(failure);
 	}
 	*ret_reply = command.reply;

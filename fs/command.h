@@ -34,8 +34,9 @@ struct command_output {
 	int (*items)(void *context, const char *list, cJSON *items);
 	void *context;
 };
-/* Runs it. *ret_reply is always a complete object the caller deletes. Returns 0 or the negative
- * error that is also in the reply. Conflicts are -ERR_CONFLICT with the reply listing them. */
+/* Runs it. *ret_reply is always a complete object the caller deletes, or NULL when there was not
+ * even memory for the error. Returns 0 or the negative error that is also in the reply. Conflicts
+ * are -ERR_CONFLICT with the reply listing them. */
 int command_run(struct lake *lake, const struct caller *caller, const cJSON *request,
                 const struct command_output *output, cJSON **ret_reply);
 /* The reply that says `error`; the text is `message`'s, or the error's own. */

@@ -4,6 +4,7 @@
 #include "fs/command_internal.h"
 #include "fs/reach.h"
 #include "fs/rules.h"
+#include "fs/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -169,7 +170,7 @@ static void finding(cJSON *checks, const char *name, bool good, const char *deta
 	cJSON_AddStringToObject(object, "check", name);
 	cJSON_AddBoolToObject(object, "ok", good);
 	cJSON_AddStringToObject(object, "detail", detail);
-	cJSON_AddItemToArray(checks, object);
+	json_append(checks, object);
 }
 
 static bool examine_store(struct command *command, cJSON *checks)
@@ -342,7 +343,7 @@ static int add_status_branch(void *context, const struct ref *ref)
 	cJSON *branch = cJSON_CreateObject();
 	cJSON_AddStringToObject(branch, "name", ref->name);
 	reply_id(branch, "commit", &ref->commit.id);
-	cJSON_AddItemToArray(context, branch);
+	json_append(context, branch);
 	return 0;
 }
 

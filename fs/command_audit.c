@@ -3,6 +3,7 @@
  */
 #include "fs/audit.h"
 #include "fs/command_rules.h"
+#include "fs/json.h"
 
 #include <stdio.h>
 
@@ -15,7 +16,7 @@ static cJSON *texts_json(char *const *texts, size_t count)
 {
 	cJSON *array = cJSON_CreateArray();
 	for (size_t i = 0; i < count; i++)
-		cJSON_AddItemToArray(array, cJSON_CreateString(texts[i]));
+		json_append(array, cJSON_CreateString(texts[i]));
 	return array;
 }
 
@@ -35,9 +36,8 @@ static int list_audits(struct command *command)
 		const struct audit_rule *audit = &rules->audits[i];
 		cJSON *object = cJSON_CreateObject();
 		cJSON_AddStringToObject(object, "name", audit->name);
-		cJSON_AddItemToObject(object, "paths", texts_json(audit->paths, audit->path_count));
-		cJSON_AddItemToObject(object, "command",
-		                      texts_json(audit->argv, audit->argument_count));
+		json_put(object, "paths", texts_json(audit->paths, audit->path_count));
+		json_put(object, "command", texts_json(audit->argv, audit->argument_count));
 		cJSON_AddNumberToObject(object, "timeout_s", audit->timeout_s);
 		error = list_add(&list, object);
 	}
@@ -191,7 +191,7 @@ static int add_verdict(void *context, const char *key, const struct verdict *ver
 		cJSON_AddStringToObject(object, "key", key);
 		reply_path(object, "damaged", why->text, strlen(why->text));
 	}
-	cJSON_AddItemToArray(array, object);
+	json_append(array, object);
 	return 0;
 }
 
@@ -204,7 +204,7 @@ void reply_audits(struct command *command, const struct id *commit)
 		reply_warning(command, "what audits found of it is not known now: %s",
 		              why.text[0] ? why.text : error_text(error));
 	if (cJSON_GetArraySize(array))
-		cJSON_AddItemToObject(command->reply, "audits", array);
+		json_put(command->reply, "audits", array);
 	else
 		cJSON_Delete(array);
 }

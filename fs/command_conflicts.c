@@ -3,6 +3,7 @@
  */
 #include "fs/conflicts.h"
 #include "fs/tables.h"
+#include "fs/json.h"
 
 #include <stdio.h>
 
@@ -136,8 +137,7 @@ static void reply_table(cJSON *object, const struct conflict *conflict)
 	reply_path(object, "sentence", conflict->sentence, strlen(conflict->sentence));
 	cJSON *paths = cJSON_AddArrayToObject(object, "paths");
 	for (size_t i = 0; i < conflict->path_count; i++)
-		cJSON_AddItemToArray(
-		        paths, reply_path_item(conflict->paths[i], strlen(conflict->paths[i])));
+		json_append(paths, reply_path_item(conflict->paths[i], strlen(conflict->paths[i])));
 }
 
 static cJSON *conflict_item(const struct conflict *conflict, const struct places *places)
@@ -167,7 +167,7 @@ void reply_unmerged(struct command *command, const struct merge_result *result, 
 	};
 	cJSON *array = cJSON_AddArrayToObject(command->reply, "conflicts");
 	for (size_t i = 0; i < result->conflict_count; i++)
-		cJSON_AddItemToArray(array, conflict_item(&result->conflicts[i], &places));
+		json_append(array, conflict_item(&result->conflicts[i], &places));
 }
 
 int reply_conflicts(struct command *command, const struct merge_result *result)

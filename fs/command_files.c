@@ -2,6 +2,7 @@
  * command_files — ls, du, cat: committed paths without a mount.
  */
 #include "fs/command_internal.h"
+#include "fs/json.h"
 
 #include <stdio.h>
 
@@ -156,11 +157,11 @@ static int add_piece(struct command *command, cJSON *kept, const uint8_t *bytes,
 {
 	hex_encode(bytes, length, hex);
 	if (!command->output->items) {
-		cJSON_AddItemToArray(kept, cJSON_CreateString(hex));
+		json_append(kept, cJSON_CreateString(hex));
 		return 0;
 	}
 	cJSON *piece = cJSON_CreateArray();
-	cJSON_AddItemToArray(piece, cJSON_CreateString(hex));
+	json_append(piece, cJSON_CreateString(hex));
 	return command->output->items(command->output->context, "data", piece) ? -ERR_INTERRUPTED
 	                                                                       : 0;
 }

@@ -2,6 +2,7 @@
  * command_history — log, show, diff, annotate.
  */
 #include "fs/command_internal.h"
+#include "fs/json.h"
 
 #include <stdio.h>
 #include <uthash.h>
@@ -84,7 +85,7 @@ int command_show(struct command *command)
 	cJSON_Delete(command->reply);
 	command->reply = reply_commit(commit);
 	if (warnings)
-		cJSON_AddItemToObject(command->reply, "warnings", warnings);
+		json_put(command->reply, "warnings", warnings);
 	error = list_difference(command, parent ? &parent->tree : &pointer_none, &commit->tree,
 	                        &everything);
 	if (!error)
@@ -254,7 +255,7 @@ static int annotate_one(struct list *list, const struct commit *start, const cha
 	if (error < 0)
 		return error;
 	cJSON *object = reply_entry(path, entry);
-	cJSON_AddItemToObject(object, "commit", reply_commit(commit));
+	json_put(object, "commit", reply_commit(commit));
 	return list_add(list, object);
 }
 

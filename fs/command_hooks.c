@@ -40,8 +40,7 @@ static void reply_hook(struct command *command, const char *name, const struct b
 	cJSON *object = cJSON_CreateObject();
 	cJSON_AddStringToObject(object, "hook", name);
 	cJSON_AddStringToObject(object, "output", text);
-	cJSON_AddItemToArray(array ? array : cJSON_AddArrayToObject(command->reply, "hooks"),
-	                     object);
+	json_append(array ? array : cJSON_AddArrayToObject(command->reply, "hooks"), object);
 }
 
 static int run_hook(struct command *command, const struct hook_event *event, bool cancellable)

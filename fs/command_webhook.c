@@ -3,6 +3,7 @@
  * in the rules and what this host knows of a receiver come together.
  */
 #include "fs/command_rules.h"
+#include "fs/json.h"
 
 #include <errno.h>
 
@@ -28,7 +29,7 @@ static void reply_webhook(struct command *command, cJSON *list, const struct web
 	cJSON_AddStringToObject(object, "url", rule->url);
 	cJSON *events = cJSON_AddArrayToObject(object, "events");
 	for (size_t i = 0; i < rule->event_count; i++)
-		cJSON_AddItemToArray(events, cJSON_CreateString(rule->events[i]));
+		json_append(events, cJSON_CreateString(rule->events[i]));
 	if (rule->secret_file)
 		cJSON_AddStringToObject(object, "secret_file", rule->secret_file);
 	webhook_standing(command->lake->webhooks, rule->url, &standing);
@@ -36,7 +37,7 @@ static void reply_webhook(struct command *command, cJSON *list, const struct web
 	if (standing.trouble[0] || webhook_check(rule, &why) < 0)
 		cJSON_AddStringToObject(object, "trouble",
 		                        standing.trouble[0] ? standing.trouble : why.text);
-	cJSON_AddItemToArray(list, object);
+	json_append(list, object);
 }
 
 static int list_webhooks(struct command *command, const char *branch)
@@ -161,7 +162,7 @@ static bool try_webhook(struct command *command, const char *branch,
 		cJSON_AddNumberToObject(object, "status", status);
 	if (why.text[0])
 		cJSON_AddStringToObject(object, "trouble", why.text);
-	cJSON_AddItemToArray(list, object);
+	json_append(list, object);
 	return status >= 200 && status < 300;
 }
 

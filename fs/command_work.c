@@ -2,6 +2,7 @@
  * command_work — commit, status, refresh, restore, reset: what touches one working tree.
  */
 #include "fs/conflicts.h"
+#include "fs/json.h"
 
 #include <stdio.h>
 
@@ -77,7 +78,7 @@ static void reply_conflicted(void *context, const char *path)
 	cJSON *array = cJSON_GetObjectItemCaseSensitive(reply, "conflicts");
 	cJSON *object = cJSON_CreateObject();
 	reply_path(object, "path", path, strlen(path));
-	cJSON_AddItemToArray(array ? array : cJSON_AddArrayToObject(reply, "conflicts"), object);
+	json_append(array ? array : cJSON_AddArrayToObject(reply, "conflicts"), object);
 }
 
 static void reply_not_merged(void *context, const struct merge_result *merged)
@@ -144,7 +145,7 @@ static int list_open(void *argument, const char *branch, const char *path, int p
 	cJSON *object = cJSON_CreateObject();
 	reply_path(object, "path", path, strlen(path));
 	cJSON_AddNumberToObject(object, "pid", pid);
-	cJSON_AddItemToArray(argument, object);
+	json_append(argument, object);
 	return 0;
 }
 

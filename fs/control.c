@@ -2,6 +2,7 @@
  * control — hides the socket, its frames, who may connect, and one thread per running command.
  */
 #include "fs/control.h"
+#include "fs/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,10 @@
  * do not, the oldest has to go when there are so many. */
 #define UNHEARD_MAX 64
 #define STOP_MS 5000 /* for replies to be taken, when the daemon ends */
+/* Needs none. */
+#define OUT_OF_MEMORY \
+	"{\"reply\":{\"error\":{\"code\":\"no_memory\",\"message\":\"out of " \
+	"memory\",\"exit\":1}}}"
 
 struct control {
 	struct lake *lake;
@@ -78,13 +83,8 @@ static int receive_all(int fd, void *bytes, size_t length, int64_t deadline_ms)
 	return 0;
 }
 
-/* Takes `json`. */
-static int send_frame(int fd, cJSON *json)
+static int send_text(int fd, const char *text)
 {
-	CLEANUP(free_pointer) char *text = cJSON_PrintUnformatted(json);
-	cJSON_Delete(json);
-	if (!text)
-		return -ERR_NO_MEMORY;
 	size_t length = strlen(text);
 	if (length > FRAME_BYTES_MAX)
 		return -ERR_TOO_LARGE;
@@ -92,6 +92,14 @@ static int send_frame(int fd, cJSON *json)
 	store_u32(header, (uint32_t)length);
 	int error = send_all(fd, header, sizeof header);
 	return error ? error : send_all(fd, text, length);
+}
+
+/* Takes `json`, which may be NULL: no memory. */
+static int send_frame(int fd, cJSON *json)
+{
+	CLEANUP(free_pointer) char *text = cJSON_PrintUnformatted(json);
+	cJSON_Delete(json);
+	return text ? send_text(fd, text) : -ERR_NO_MEMORY;
 }
 
 static int receive_frame(int fd, size_t bytes_max, int64_t deadline_ms, cJSON **ret_json)
@@ -113,11 +121,13 @@ static int receive_frame(int fd, size_t bytes_max, int64_t deadline_ms, cJSON **
 	return *ret_json ? 0 : -ERR_INVALID;
 }
 
+/* Takes `value`; NULL: no memory. */
 static cJSON *wrap(const char *name, cJSON *value)
 {
-	cJSON *frame = cJSON_CreateObject();
-	cJSON_AddItemToObject(frame, name, value);
-	return frame;
+	unsigned failures = json_failures();
+	CLEANUP(json_cleanup) cJSON *frame = cJSON_CreateObject();
+	json_put(frame, name, value);
+	return value && json_failures() == failures ? steal(&frame) : NULL;
 }
 
 /* An address for DIR/control.sock even when the path is longer than sun_path: through the
@@ -204,7 +214,7 @@ static int forward_items(void *context, const char *list, cJSON *items)
 	struct connection *connection = context;
 	cJSON *piece = cJSON_CreateObject();
 	cJSON_AddStringToObject(piece, "list", list);
-	cJSON_AddItemToObject(piece, "items", items);
+	json_put(piece, "items", items);
 	if (!connection->gone)
 		connection->gone = send_frame(connection->fd, wrap("items", piece)) < 0;
 	else
@@ -253,8 +263,12 @@ static void *serve_connection(void *argument)
 
 	setsockopt(connection->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
 	cJSON *reply = answer(connection);
-	if (send_frame(connection->fd, wrap("reply", reply)) == -ERR_TOO_LARGE)
-		send_frame(connection->fd, wrap("reply", command_error(-ERR_TOO_LARGE, NULL)));
+	int error = send_frame(connection->fd, wrap("reply", reply));
+	if (error == -ERR_TOO_LARGE)
+		error = send_frame(connection->fd,
+		                   wrap("reply", command_error(-ERR_TOO_LARGE, NULL)));
+	if (error == -ERR_NO_MEMORY)
+		send_text(connection->fd, OUT_OF_MEMORY);
 	pthread_mutex_lock(&control->lock);
 	DL_DELETE2(control->connections, connection, previous, next);
 	control->running--;
@@ -469,7 +483,7 @@ static int take_items(cJSON *frame, const struct command_output *output, cJSON *
 	if (!whole)
 		whole = cJSON_AddArrayToObject(kept, list->valuestring);
 	for (cJSON *item; (item = cJSON_DetachItemFromArray(items, 0));)
-		cJSON_AddItemToArray(whole, item);
+		json_append(whole, item);
 	cJSON_Delete(items);
 	return 0;
 }
@@ -480,10 +494,10 @@ static void merge_kept(cJSON *reply, cJSON *kept)
 	for (cJSON *list; (list = cJSON_DetachItemFromArray(kept, 0));) {
 		cJSON *rest = cJSON_DetachItemFromObjectCaseSensitive(reply, list->string);
 		for (cJSON *item; rest && (item = cJSON_DetachItemFromArray(rest, 0));)
-			cJSON_AddItemToArray(list, item);
+			json_append(list, item);
 		cJSON_Delete(rest);
 		CLEANUP(free_pointer) char *name = strdup(list->string);
-		cJSON_AddItemToObject(reply, name ? name : "", list);
+		json_put(reply, name ? name : "", list);
 	}
 }
 
@@ -517,6 +531,7 @@ int control_call(const char *lake_directory, const cJSON *request,
 	int error = connect_to(lake_directory, &fd, message);
 	if (error < 0)
 		return error;
+	unsigned failures = json_failures();
 	error = send_frame(fd, cJSON_Duplicate(request, true));
 	cJSON *kept = cJSON_CreateObject();
 	/* A refused peer gets its answer although the request may not have been taken. */
@@ -528,5 +543,9 @@ int control_call(const char *lake_directory, const cJSON *request,
 		return fail(message, received,
 		            "laked ended the connection before it answered (%s); see its log",
 		            error_text(error < 0 ? error : received));
+	if (json_failures() != failures)
+		return fail(message, -ERR_NO_MEMORY,
+		            "out of memory for the reply; look whether it was done before you "
+		            "repeat it");
 	return 0;
 }

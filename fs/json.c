@@ -1,10 +1,43 @@
 /*
  * json — hides what cJSON lets pass: keys given twice, bytes after the end, numbers with
- * fractions, NULs that cut strings short, bytes that are not UTF-8.
+ * fractions, NULs that cut strings short, bytes that are not UTF-8; and how allocations of its that
+ * failed are counted.
  */
 #include "fs/json.h"
 
 #define REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
+
+static _Thread_local unsigned failures_count;
+
+static void *allocate(size_t size)
+{
+	void *bytes = malloc(size);
+	failures_count += bytes == NULL;
+	return bytes;
+}
+
+/* Before threads: cJSON's hooks are the process's. */
+__attribute__((constructor)) static void watch_allocations(void)
+{
+	cJSON_InitHooks(&(cJSON_Hooks){.malloc_fn = allocate, .free_fn = free});
+}
+
+unsigned json_failures(void)
+{
+	return failures_count;
+}
+
+void json_append(cJSON *array, cJSON *item)
+{
+	if (!cJSON_AddItemToArray(array, item))
+		cJSON_Delete(item);
+}
+
+void json_put(cJSON *object, const char *key, cJSON *item)
+{
+	if (!cJSON_AddItemToObject(object, key, item))
+		cJSON_Delete(item);
+}
 
 void json_cleanup(cJSON **object)
 {
@@ -72,7 +105,10 @@ int json_parse(const void *bytes, size_t length, cJSON **ret_object, struct mess
 		return -ERR_NO_MEMORY;
 	if (flaw)
 		return fail(message, -ERR_INVALID, "this is no JSON to use: %s", flaw);
+	unsigned failures = json_failures();
 	CLEANUP(json_cleanup) cJSON *object = cJSON_ParseWithOpts(text, &end, true);
+	if (json_failures() != failures)
+		return -ERR_NO_MEMORY;
 	if (!object)
 		return fail(message, -ERR_INVALID, "this is no JSON, from byte %zu on",
 		            end ? (size_t)(end - text) : 0);
@@ -156,10 +192,10 @@ int json_array(const cJSON *object, const char *where, const char *key, int max,
 	return 0;
 }
 
-int json_print(const cJSON *object, struct buffer *ret_bytes)
+int json_print(const cJSON *object, unsigned failures, struct buffer *ret_bytes)
 {
 	CLEANUP(free_pointer) char *text = object ? cJSON_PrintUnformatted(object) : NULL;
-	if (!text)
+	if (!text || json_failures() != failures)
 		return -ERR_NO_MEMORY;
 	buffer_append(ret_bytes, text, strlen(text));
 	return buffer_check(ret_bytes);

@@ -13,6 +13,15 @@
 #include "store/base.h"
 
 void json_cleanup(cJSON **object); /* CLEANUP */
+
+/* -- building: cJSON says only where it happens that there was no memory, and goes on without --
+ * How many of its allocations have failed in this thread: when that has grown, something is missing
+ * in what was built or read meanwhile. */
+unsigned json_failures(void);
+/* Take `item` (which may be NULL) also when it cannot be added: it is then deleted. */
+void json_append(cJSON *array, cJSON *item);
+void json_put(cJSON *object, const char *key, cJSON *item);
+
 /* One object and nothing after it: UTF-8, no NUL, not even written as one. -ERR_INVALID. */
 int json_parse(const void *bytes, size_t length, cJSON **ret_object, struct message *message);
 /* An object with no other keys than these (`known` ends with NULL), each at most once. */
@@ -29,8 +38,9 @@ int json_number(const cJSON *object, const char *where, const char *key, int64_t
 /* Absent: *ret_array is NULL. */
 int json_array(const cJSON *object, const char *where, const char *key, int max,
                const cJSON **ret_array, struct message *message);
-/* The text of an object on one line; -ERR_NO_MEMORY. */
-int json_print(const cJSON *object, struct buffer *ret_bytes);
+/* The text of an object on one line; -ERR_NO_MEMORY, also when there were failures since
+ * `failures` = json_failures(). */
+int json_print(const cJSON *object, unsigned failures, struct buffer *ret_bytes);
 
 /* Length of the valid UTF-8 sequence at `at` (RFC 3629), 0 when there is none. */
 size_t utf8_length(const unsigned char *at, size_t left);

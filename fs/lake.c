@@ -4,7 +4,6 @@
  */
 #include "fs/lake.h"
 
-#include <cjson/cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -34,9 +33,18 @@ static char *path_join(const char *directory, const char *name)
 	return asprintf(&path, "%s/%s", directory, name) < 0 ? NULL : path;
 }
 
+/* What failed deep down for want of memory says nothing of its own. Returns `error`. */
+static int say_something(struct message *message, int error, const char *what,
+                         const char *directory)
+{
+	if (error < 0 && message && !message->text[0])
+		fail(message, error, "%s %s: %s", what, directory, error_text(error));
+	return error;
+}
+
 /* -- the store's own object: magic, version u32, flags u32, lake id, SHA-256 of these -- */
 
-static void store_object_encode(const uint8_t lake_id[16], struct buffer *ret_bytes)
+static int store_object_encode(const uint8_t lake_id[16], struct buffer *ret_bytes)
 {
 	buffer_append(ret_bytes, STORE_MAGIC, 8);
 	buffer_u32(ret_bytes, STORE_VERSION);
@@ -45,6 +53,7 @@ static void store_object_encode(const uint8_t lake_id[16], struct buffer *ret_by
 	struct id seal;
 	sha256_of(ret_bytes->data, ret_bytes->length, &seal);
 	buffer_id(ret_bytes, &seal);
+	return buffer_check(ret_bytes);
 }
 
 static int store_object_read(struct object_store *store, const char *url, char ret_lake_id[33],
@@ -90,6 +99,7 @@ void lake_config_release(struct lake_config *config)
 static int config_write(const char *directory, const struct lake_config *config,
                         struct message *message)
 {
+	unsigned failures = json_failures();
 	cJSON *json = cJSON_CreateObject();
 	cJSON_AddNumberToObject(json, "version", CONFIG_VERSION);
 	cJSON_AddStringToObject(json, "lake", config->lake_id);
@@ -98,11 +108,13 @@ static int config_write(const char *directory, const struct lake_config *config,
 	CLEANUP(free_pointer) char *text = cJSON_Print(json);
 	cJSON_Delete(json);
 	CLEANUP(free_pointer) char *path = path_join(directory, "lake.json");
-	if (!text || !path)
+	if (!text || !path || json_failures() != failures)
 		return -ERR_NO_MEMORY;
 	int error = write_file_durably(AT_FDCWD, path, text, strlen(text));
-	if (error < 0)
+	if (error < 0) {
+		unlink(path); /* it may be there, and only its name not be durable */
 		return fail(message, error, "cannot write %s: %s", path, error_text(error));
+	}
 	return 0;
 }
 
@@ -262,15 +274,13 @@ static int first_commit(struct object_store *store, const char *author, struct m
 
 static int directory_is_empty(const char *directory)
 {
-	CLEANUP(free_pointer) char *command_path = path_join(directory, ".");
-	struct stat status;
-	if (!command_path || stat(command_path, &status) < 0)
-		return error_system(errno);
-	static const char *const ours[] = {"lake.json", "state", "staging",
-	                                   "cache",     "index", "store"};
+	/* A store alone is what an init that failed leaves, or a lake's own: the store tells. */
+	static const char *const ours[] = {"lake.json", "state", "staging", "cache", "index"};
 	for (size_t i = 0; i < ARRAY_SIZE(ours); i++) {
 		CLEANUP(free_pointer) char *path = path_join(directory, ours[i]);
-		if (path && access(path, F_OK) == 0)
+		if (!path)
+			return -ERR_NO_MEMORY;
+		if (access(path, F_OK) == 0)
 			return 0;
 	}
 	return 1;
@@ -308,13 +318,71 @@ static int probe_store(struct object_store *store, struct lake_config *config,
 	return 0;
 }
 
+static int check_no_lake(struct object_store *store, const char *url, struct message *message)
+{
+	CLEANUP(buffer_release) struct buffer bytes = {.limit = 4096};
+	int error = object_get(store, STORE_OBJECT, 0, UINT64_MAX, &bytes, NULL, message);
+	if (error == -ERR_NOT_FOUND)
+		return 0;
+	return error < 0 && error != -ERR_TOO_LARGE
+	               ? error
+	               : fail(message, -ERR_EXISTS,
+	                      "%s holds a lake already; `lakectl clone '%s' DIR` joins it", url,
+	                      url);
+}
+
+/* It may have been put although that failed; then nothing is to be left of it. */
+static void take_back_lake(struct object_store *store, const struct buffer *header)
+{
+	CLEANUP(buffer_release) struct buffer bytes = {.limit = 4096};
+	if (object_get(store, STORE_OBJECT, 0, UINT64_MAX, &bytes, NULL, NULL) == 0 &&
+	    bytes.length == header->length && memcmp(bytes.data, header->data, header->length) == 0)
+		object_remove(store, STORE_OBJECT, NULL);
+}
+
+/* The object that makes a lake of a store comes last: whatever fails before leaves nothing that
+ * keeps the next try from succeeding. A branch main without that object is what such a try left. */
+static int make_lake(const char *directory, struct lake_config *config, const char *author,
+                     struct message *message)
+{
+	CLEANUP(buffer_release) struct buffer header = {0};
+	CLEANUP(free_pointer) char *path = path_join(directory, "lake.json");
+	struct object_store *store = NULL;
+	uint8_t lake_id[16];
+
+	random_bytes(lake_id, sizeof lake_id);
+	hex_encode(lake_id, sizeof lake_id, config->lake_id);
+	int error = path ? store_object_encode(lake_id, &header) : -ERR_NO_MEMORY;
+	if (!error)
+		error = object_store_open(config->store_url, true, &store, message);
+	if (!error)
+		error = probe_store(store, config, message);
+	if (!error)
+		error = check_no_lake(store, config->store_url, message);
+	if (!error)
+		error = first_commit(store, author, message);
+	if (!error || error == -ERR_EXISTS)
+		error = config_write(directory, config, message);
+	if (!error) {
+		error = object_put_if_absent(store, STORE_OBJECT, header.data, header.length, NULL,
+		                             message);
+		if (error == -ERR_EXISTS)
+			fail(message, error,
+			     "%s holds a lake already; `lakectl clone '%s' DIR` joins it",
+			     config->store_url, config->store_url);
+		else if (error < 0)
+			take_back_lake(store, &header);
+		if (error < 0)
+			unlink(path);
+	}
+	object_store_free(store);
+	return error;
+}
+
 int lake_init(const char *directory, const char *url, const char *author, struct message *message)
 {
 	CLEANUP(free_pointer) char *real = NULL;
 	struct lake_config config = {0};
-	struct object_store *store = NULL;
-	CLEANUP(buffer_release) struct buffer header = {0};
-	uint8_t lake_id[16];
 
 	int error = make_lake_directory(directory, &real, message);
 	if (error < 0)
@@ -323,29 +391,9 @@ int lake_init(const char *directory, const char *url, const char *author, struct
 		config.store_url = strdup(url);
 	else if (asprintf(&config.store_url, "file://%s/store", real) < 0)
 		config.store_url = NULL;
-	if (!config.store_url)
-		return -ERR_NO_MEMORY;
-	random_bytes(lake_id, sizeof lake_id);
-	hex_encode(lake_id, sizeof lake_id, config.lake_id);
-	store_object_encode(lake_id, &header);
-	error = object_store_open(config.store_url, true, &store, message);
-	if (!error)
-		error = probe_store(store, &config, message);
-	if (!error) {
-		error = object_put_if_absent(store, STORE_OBJECT, header.data, header.length, NULL,
-		                             message);
-		if (error == -ERR_EXISTS)
-			fail(message, error,
-			     "%s holds a lake already; `lakectl clone '%s' DIR` joins it",
-			     config.store_url, config.store_url);
-	}
-	if (!error)
-		error = first_commit(store, author, message);
-	if (!error)
-		error = config_write(real, &config, message);
-	object_store_free(store);
+	error = config.store_url ? make_lake(real, &config, author, message) : -ERR_NO_MEMORY;
 	lake_config_release(&config);
-	return error;
+	return say_something(message, error, "cannot make a lake in", directory);
 }
 
 int lake_clone(const char *url, const char *directory, struct message *message)
@@ -369,7 +417,7 @@ int lake_clone(const char *url, const char *directory, struct message *message)
 	if (!error)
 		error = config_write(real, &config, message);
 	lake_config_release(&config);
-	return error;
+	return say_something(message, error, "cannot join a lake in", directory);
 }
 
 /* -- opening -- */
@@ -482,11 +530,14 @@ int lake_open(const char *directory, struct lake **ret_lake, struct message *mes
 {
 	struct lake *lake = calloc(1, sizeof *lake);
 	if (!lake)
-		return -ERR_NO_MEMORY;
+		return fail(message, -ERR_NO_MEMORY, "out of memory");
 	lake->lock_fd = -1;
 	lake->directory = realpath(directory, NULL);
 	int error;
-	if (!lake->directory)
+	if (!lake->directory && errno != ENOENT && errno != ENOTDIR)
+		error = fail(message, error_system(errno), "cannot open the lake %s: %s", directory,
+		             strerror(errno));
+	else if (!lake->directory)
 		error = fail(
 		        message, -ERR_NO_LAKE,
 		        "no lake in %s; `lakectl init DIR` makes one, --lake DIR names another",
@@ -502,11 +553,8 @@ int lake_open(const char *directory, struct lake **ret_lake, struct message *mes
 	if (!error)
 		error = open_webhooks(lake);
 	if (error < 0) {
-		if (message && !message->text[0])
-			fail(message, error, "cannot open the lake %s: %s", directory,
-			     error_text(error));
 		lake_close(lake);
-		return error;
+		return say_something(message, error, "cannot open the lake", directory);
 	}
 	*ret_lake = lake;
 	return 0;

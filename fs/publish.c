@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "fs/audit.h"
+#include "fs/json.h"
 
 #define ATTEMPTS_MS_MAX 60000
 #define AUDIT_ROUNDS_MAX 5
@@ -207,8 +208,8 @@ static void reply_verdict(struct command *command, const struct candidate *candi
                           const struct verdict *verdict)
 {
 	cJSON *object = verdict_json(verdict);
-	cJSON_AddItemToObject(command->reply, "checks",
-	                      cJSON_DetachItemFromObjectCaseSensitive(object, "checks"));
+	json_put(command->reply, "checks",
+	         cJSON_DetachItemFromObjectCaseSensitive(object, "checks"));
 	cJSON_Delete(object);
 	cJSON_AddStringToObject(command->reply, "verdict", verdict_name(verdict->verdict));
 	cJSON_AddStringToObject(command->reply, "candidate", candidate->hex);
@@ -243,7 +244,7 @@ static int log_verdict(struct command *command, const struct candidate *candidat
 	for (size_t i = 0; i < verdict->check_count; i++)
 		if (verdict->checks[i].verdict == VERDICT_FAILED ||
 		    verdict->checks[i].verdict == VERDICT_ERROR)
-			cJSON_AddItemToArray(failed, cJSON_CreateString(verdict->checks[i].name));
+			json_append(failed, cJSON_CreateString(verdict->checks[i].name));
 	int error = verdict_store(command->lake->store, verdict, command->message);
 	return error ? error : audit_log_append(command->lake->store, entry, command->message);
 }
@@ -350,7 +351,7 @@ static int list_changes(struct command *command, const struct candidate *candida
 			cJSON *object = cJSON_CreateObject();
 			cJSON_AddStringToObject(object, "name", rules->audits[i].name);
 			cJSON_AddStringToObject(object, "verdict", "not run");
-			cJSON_AddItemToArray(audits, object);
+			json_append(audits, object);
 		}
 	}
 	list_begin(&list, command, "changes");

@@ -304,7 +304,7 @@ static cJSON *list_json(char *const *list, size_t count)
 {
 	cJSON *array = cJSON_CreateArray();
 	for (size_t i = 0; i < count; i++)
-		cJSON_AddItemToArray(array, cJSON_CreateString(list[i]));
+		json_append(array, cJSON_CreateString(list[i]));
 	return array;
 }
 
@@ -312,8 +312,8 @@ static cJSON *audit_json(const struct audit_rule *audit)
 {
 	cJSON *object = cJSON_CreateObject();
 	cJSON_AddStringToObject(object, "name", audit->name);
-	cJSON_AddItemToObject(object, "paths", list_json(audit->paths, audit->path_count));
-	cJSON_AddItemToObject(object, "command", list_json(audit->argv, audit->argument_count));
+	json_put(object, "paths", list_json(audit->paths, audit->path_count));
+	json_put(object, "command", list_json(audit->argv, audit->argument_count));
 	cJSON_AddNumberToObject(object, "timeout_s", audit->timeout_s);
 	return object;
 }
@@ -323,7 +323,7 @@ static cJSON *webhook_json(const struct webhook_rule *webhook)
 	cJSON *object = cJSON_CreateObject();
 	cJSON_AddStringToObject(object, "name", webhook->name);
 	cJSON_AddStringToObject(object, "url", webhook->url);
-	cJSON_AddItemToObject(object, "events", list_json(webhook->events, webhook->event_count));
+	json_put(object, "events", list_json(webhook->events, webhook->event_count));
 	if (webhook->secret_file)
 		cJSON_AddStringToObject(object, "secret_file", webhook->secret_file);
 	return object;
@@ -337,26 +337,27 @@ static cJSON *rules_json(const struct rules *rules)
 	cJSON *audits = cJSON_AddArrayToObject(object, "audits");
 	cJSON *webhooks = cJSON_AddArrayToObject(object, "webhooks");
 	for (size_t i = 0; rules && i < rules->audit_count; i++)
-		cJSON_AddItemToArray(audits, audit_json(&rules->audits[i]));
+		json_append(audits, audit_json(&rules->audits[i]));
 	for (size_t i = 0; rules && i < rules->webhook_count; i++)
-		cJSON_AddItemToArray(webhooks, webhook_json(&rules->webhooks[i]));
+		json_append(webhooks, webhook_json(&rules->webhooks[i]));
 	return object;
 }
 
 /* Whatever was made of values or by an edit is read again, so that nothing is written which
- * nobody could read: text that is not UTF-8, what an allocation left out. */
-static int encode_checked(const cJSON *object, struct buffer *ret_bytes, struct rules **ret_rules,
-                          struct message *message)
+ * nobody could read, such as text that is not UTF-8. */
+static int encode_checked(const cJSON *object, unsigned failures, struct buffer *ret_bytes,
+                          struct rules **ret_rules, struct message *message)
 {
-	int error = json_print(object, ret_bytes);
+	int error = json_print(object, failures, ret_bytes);
 	return error ? error : rules_parse(ret_bytes->data, ret_bytes->length, ret_rules, message);
 }
 
 int rules_encode(const struct rules *rules, struct buffer *ret_bytes)
 {
+	unsigned failures = json_failures();
 	CLEANUP(json_cleanup) cJSON *object = rules_json(rules);
 	CLEANUP(rules_cleanup) struct rules *read = NULL;
-	return encode_checked(object, ret_bytes, &read, NULL);
+	return encode_checked(object, failures, ret_bytes, &read, NULL);
 }
 
 /* -- edits -- */
@@ -372,8 +373,9 @@ static cJSON *find_named(const cJSON *array, const char *name)
 	return NULL;
 }
 
-static int rules_with(const struct rules *rules, const char *list, cJSON *rule, const char *name,
-                      struct rules **ret_rules, struct message *message)
+/* `failures` from before `rule` was made. */
+static int rules_with(const struct rules *rules, const char *list, unsigned failures, cJSON *rule,
+                      const char *name, struct rules **ret_rules, struct message *message)
 {
 	CLEANUP(json_cleanup) cJSON *object = rules_json(rules);
 	CLEANUP(buffer_release) struct buffer bytes = {0};
@@ -385,12 +387,13 @@ static int rules_with(const struct rules *rules, const char *list, cJSON *rule, 
 		cJSON_Delete(rule);
 		return -ERR_NO_MEMORY;
 	}
-	return encode_checked(object, &bytes, ret_rules, message);
+	return encode_checked(object, failures, &bytes, ret_rules, message);
 }
 
 static int rules_without(const struct rules *rules, const char *list, const char *name,
                          struct rules **ret_rules, struct message *message)
 {
+	unsigned failures = json_failures();
 	CLEANUP(json_cleanup) cJSON *object = rules_json(rules);
 	CLEANUP(buffer_release) struct buffer bytes = {0};
 	cJSON *array = cJSON_GetObjectItemCaseSensitive(object, list);
@@ -399,20 +402,23 @@ static int rules_without(const struct rules *rules, const char *list, const char
 		return fail(message, -ERR_NOT_FOUND, "there is no %.*s '%s'", (int)strlen(list) - 1,
 		            list, name);
 	cJSON_Delete(cJSON_DetachItemViaPointer(array, old));
-	return encode_checked(object, &bytes, ret_rules, message);
+	return encode_checked(object, failures, &bytes, ret_rules, message);
 }
 
 int rules_with_audit(const struct rules *rules, const struct audit_rule *audit,
                      struct rules **ret_rules, struct message *message)
 {
-	return rules_with(rules, "audits", audit_json(audit), audit->name, ret_rules, message);
+	unsigned failures = json_failures();
+	return rules_with(rules, "audits", failures, audit_json(audit), audit->name, ret_rules,
+	                  message);
 }
 
 int rules_with_webhook(const struct rules *rules, const struct webhook_rule *webhook,
                        struct rules **ret_rules, struct message *message)
 {
-	return rules_with(rules, "webhooks", webhook_json(webhook), webhook->name, ret_rules,
-	                  message);
+	unsigned failures = json_failures();
+	return rules_with(rules, "webhooks", failures, webhook_json(webhook), webhook->name,
+	                  ret_rules, message);
 }
 
 int rules_without_audit(const struct rules *rules, const char *name, struct rules **ret_rules,
@@ -507,6 +513,7 @@ int rules_store(struct object_store *store, const struct rules *rules, struct id
                 struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer bytes = {0};
+	unsigned failures = json_failures();
 	CLEANUP(json_cleanup) cJSON *object = rules_json(rules);
 	CLEANUP(rules_cleanup) struct rules *read = NULL;
 	char key[sizeof RULES_PREFIX + ID_HEX];
@@ -516,7 +523,7 @@ int rules_store(struct object_store *store, const struct rules *rules, struct id
 		*ret_id = id_zero;
 		return 0;
 	}
-	int error = encode_checked(object, &bytes, &read, message);
+	int error = encode_checked(object, failures, &bytes, &read, message);
 	if (error < 0)
 		return error;
 	sha256_of(bytes.data, bytes.length, &id);

@@ -106,14 +106,15 @@ cJSON *verdict_json(const struct verdict *verdict)
 	cJSON_AddNumberToObject(object, "took_ms", (double)verdict->took_ms);
 	cJSON *checks = cJSON_AddArrayToObject(object, "checks");
 	for (size_t i = 0; i < verdict->check_count; i++)
-		cJSON_AddItemToArray(checks, check_json(&verdict->checks[i]));
+		json_append(checks, check_json(&verdict->checks[i]));
 	return object;
 }
 
 int verdict_encode(const struct verdict *verdict, struct buffer *ret_bytes)
 {
+	unsigned failures = json_failures();
 	CLEANUP(json_cleanup) cJSON *object = verdict_json(verdict);
-	return json_print(object, ret_bytes);
+	return json_print(object, failures, ret_bytes);
 }
 
 /* -- reading: whoever wrote it, what is wrong is damage -- */
@@ -517,6 +518,7 @@ static void log_prefix(int64_t time_ms, char ret_prefix[KEY_MAX])
 
 int audit_log_append(struct object_store *store, const struct cJSON *entry, struct message *message)
 {
+	unsigned failures = json_failures();
 	CLEANUP(json_cleanup) cJSON *object = cJSON_Duplicate(entry, true);
 	CLEANUP(buffer_release) struct buffer bytes = {.limit = LOG_ENTRY_MAX};
 	char prefix[KEY_MAX], key[KEY_MAX], host[256] = "localhost";
@@ -528,7 +530,7 @@ int audit_log_append(struct object_store *store, const struct cJSON *entry, stru
 	cJSON_AddNumberToObject(object, "version", VERSION);
 	add_time(object, "time", time_ms);
 	cJSON_AddStringToObject(object, "host", host);
-	int error = json_print(object, &bytes);
+	int error = json_print(object, failures, &bytes);
 	if (error < 0)
 		return error;
 	log_prefix(time_ms, prefix);

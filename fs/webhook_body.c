@@ -2,6 +2,7 @@
  * webhook_body — hides what is said to receivers: the JSON of an event and its sentence for people.
  */
 #include "fs/command_internal.h"
+#include "fs/json.h"
 
 #include <stdio.h>
 
@@ -81,6 +82,7 @@ static void add_sentence(cJSON *object, const struct webhook_event *event)
 
 char *webhook_body(const char *lake_id, const char *delivery, const struct webhook_event *event)
 {
+	unsigned failures = json_failures();
 	cJSON *object = cJSON_CreateObject();
 	char time[32];
 	time_format(clock_wall_ms(), time);
@@ -99,7 +101,7 @@ char *webhook_body(const char *lake_id, const char *delivery, const struct webho
 	add_text(object, "verdict", event->verdict);
 	add_sentence(object, event);
 	if (event->audits)
-		cJSON_AddItemToObject(object, "audits", cJSON_Duplicate(event->audits, true));
+		json_put(object, "audits", cJSON_Duplicate(event->audits, true));
 	char *text = cJSON_PrintUnformatted(object);
 	if (text && strlen(text) > BODY_BYTES_MAX) { /* what audits printed may be long */
 		cJSON_DeleteItemFromObjectCaseSensitive(object, "audits");
@@ -108,5 +110,9 @@ char *webhook_body(const char *lake_id, const char *delivery, const struct webho
 		text = cJSON_PrintUnformatted(object);
 	}
 	cJSON_Delete(object);
+	if (json_failures() != failures) {
+		free(text);
+		return NULL;
+	}
 	return text;
 }

@@ -60,6 +60,7 @@ static int make_private(const char *path)
 
 static char *spooled_text(const struct spooled *spooled)
 {
+	unsigned failures = json_failures();
 	cJSON *json = cJSON_CreateObject();
 	cJSON_AddNumberToObject(json, "version", SPOOL_VERSION);
 	cJSON_AddStringToObject(json, "event", spooled->event);
@@ -69,6 +70,10 @@ static char *spooled_text(const struct spooled *spooled)
 	cJSON_AddStringToObject(json, "body", spooled->body);
 	char *text = cJSON_PrintUnformatted(json);
 	cJSON_Delete(json);
+	if (json_failures() != failures) {
+		free(text);
+		return NULL;
+	}
 	return text;
 }
 

@@ -247,6 +247,9 @@ static int run(struct invocation *invocation)
 	cJSON *reply = NULL;
 	complete_diff(invocation);
 	int error = complete_places(invocation, &message);
+	/* A request that lacks some of its paths would be another request. */
+	if (!error && json_failures())
+		error = -ERR_NO_MEMORY;
 	if (error < 0)
 		return report_error(invocation, error, &message);
 	bool local = run_local(invocation, &reply, &error, &message);
@@ -255,6 +258,8 @@ static int run(struct invocation *invocation)
 		                     &invocation->renderer);
 		if (!error)
 			error = run_request(invocation, &reply, &message);
+		if (!error && !reply)
+			error = -ERR_NO_MEMORY;
 	}
 	int code = error < 0 ? report_error(invocation, error, &message)
 	                     : print_reply(invocation, reply, local);

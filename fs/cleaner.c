@@ -3,16 +3,24 @@
  * time, their staging files after the records that named them. What a commit of many files left to
  * adopt becomes cached blobs before that: of each commit the first few thousand before anything
  * else, since readers wait for them.
+ *
+ * The file system below makes an unlink durable when it likes, also before the journal that says
+ * why: so staging files wait for that, many for one sync.
  */
 #include "fs/fuse_loop.h"
 #include "fs/snapshot.h"
 
 #include <string.h>
+#include <sys/statvfs.h>
 #include <time.h>
 
 #define CLEAN_RETRY_MS 1000
 #define ADOPT_SOON_FILES 4096
 #define ADOPT_WAIT_MS 200 /* then it is fetched */
+#define REMOVE_DELAY_MS 200
+#define REMOVE_STEP 1024 /* then others have their turn */
+/* Less room than this, or a sixteenth of all: a removed file's space is wanted at once. */
+#define ROOM_SHORT_BYTES ((uint64_t)1 << 30)
 
 struct discarded {
 	struct discarded *next;
@@ -64,6 +72,67 @@ void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64
 	*end = item;
 	pthread_cond_signal(&trees->cleaner_wake);
 	pthread_mutex_unlock(&trees->cleaner_lock);
+}
+
+/* -- staging files that no record names any more -- */
+
+static bool room_is_short(struct worktrees *trees)
+{
+	struct statvfs room;
+	if (fstatvfs(trees->staging_fd, &room) != 0)
+		return false;
+	uint64_t left = (uint64_t)room.f_bavail * room.f_frsize;
+	return left < ROOM_SHORT_BYTES && room.f_bavail < room.f_blocks / 16;
+}
+
+/* Unlink at most `limit` of them. */
+static void unlink_removed(struct worktrees *trees, size_t limit)
+{
+	CLEANUP(buffer_release) struct buffer numbers = {0};
+	pthread_mutex_lock(&trees->cleaner_lock);
+	struct buffer *removed = &trees->removed;
+	size_t count = removed->length / sizeof(uint64_t);
+	size_t take = count < limit ? count : limit;
+	size_t left = (count - take) * sizeof(uint64_t);
+	if (take > 0)
+		buffer_append(&numbers, removed->data + left, take * sizeof(uint64_t));
+	if (numbers.failed == 0)
+		removed->length = left;
+	else
+		trees->removed_due_ms = clock_monotonic_ms() + CLEAN_RETRY_MS;
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	/* Should the sync fail they stay until the next opening: it knows which ones count. */
+	if (numbers.length == 0 || numbers.failed != 0 || state_sync(trees->state) != 0)
+		return;
+	struct reader reader = reader_of(numbers.data, numbers.length);
+	while (reader_left(&reader) > 0)
+		staging_unlink(trees, read_u64(&reader));
+}
+
+void staging_remove(struct worktrees *trees, uint64_t staging)
+{
+	if (staging == 0)
+		return;
+	pthread_mutex_lock(&trees->cleaner_lock);
+	bool first = trees->removed.length == 0;
+	buffer_u64(&trees->removed, staging);
+	if (trees->removed.failed != 0) /* no memory: it goes at the next opening */
+		trees->removed.failed = 0;
+	if (first) {
+		trees->removed_due_ms = clock_monotonic_ms() + REMOVE_DELAY_MS;
+		pthread_cond_signal(&trees->cleaner_wake);
+	}
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	if (room_is_short(trees)) {
+		loop_about_to_block();
+		unlink_removed(trees, SIZE_MAX);
+	}
+}
+
+/* Under cleaner_lock. */
+static bool removed_due(const struct worktrees *trees)
+{
+	return trees->removed.length > 0 && clock_monotonic_ms() >= trees->removed_due_ms;
 }
 
 struct clean {
@@ -168,8 +237,10 @@ static bool pause_cleaning(struct worktrees *trees)
 {
 	pthread_mutex_lock(&trees->cleaner_lock);
 	adopt_awaited(trees);
-	bool closing = trees->closing;
+	bool closing = trees->closing, due = removed_due(trees);
 	pthread_mutex_unlock(&trees->cleaner_lock);
+	if (due)
+		unlink_removed(trees, REMOVE_STEP);
 	return closing;
 }
 
@@ -190,9 +261,8 @@ static int clean_overlay(struct worktrees *trees, const struct discarded *item)
 }
 
 /* Under cleaner_lock. */
-static void wait_for_retry(struct worktrees *trees)
+static void wait_until(struct worktrees *trees, int64_t until_ms)
 {
-	int64_t until_ms = clock_monotonic_ms() + CLEAN_RETRY_MS;
 	struct timespec until = {.tv_sec = until_ms / 1000, .tv_nsec = until_ms % 1000 * 1000000};
 	pthread_cond_timedwait(&trees->cleaner_wake, &trees->cleaner_lock, &until);
 }
@@ -204,8 +274,17 @@ static void *cleaner_main(void *context)
 	while (!trees->closing) {
 		adopt_awaited(trees);
 		struct discarded *item = trees->discarded;
+		if (removed_due(trees)) {
+			pthread_mutex_unlock(&trees->cleaner_lock);
+			unlink_removed(trees, REMOVE_STEP);
+			pthread_mutex_lock(&trees->cleaner_lock);
+			continue;
+		}
 		if (item == NULL) {
-			pthread_cond_wait(&trees->cleaner_wake, &trees->cleaner_lock);
+			if (trees->removed.length > 0)
+				wait_until(trees, trees->removed_due_ms);
+			else
+				pthread_cond_wait(&trees->cleaner_wake, &trees->cleaner_lock);
 			continue;
 		}
 		trees->discarded = item->next;
@@ -221,7 +300,7 @@ static void *cleaner_main(void *context)
 		item->next = trees->discarded; /* a full disk: try again later */
 		trees->discarded = item;
 		if (!trees->closing)
-			wait_for_retry(trees);
+			wait_until(trees, clock_monotonic_ms() + CLEAN_RETRY_MS);
 	}
 	adopt_awaited(trees); /* what a commit without laked has just made is not to be lost */
 	pthread_mutex_unlock(&trees->cleaner_lock);
@@ -244,7 +323,9 @@ void cleaner_release(struct worktrees *trees)
 		pthread_cond_signal(&trees->cleaner_wake);
 		pthread_mutex_unlock(&trees->cleaner_lock);
 		pthread_join(trees->cleaner, NULL);
+		unlink_removed(trees, SIZE_MAX);
 	}
+	buffer_release(&trees->removed);
 	while (trees->discarded != NULL) {
 		struct discarded *item = trees->discarded;
 		trees->discarded = item->next;

@@ -281,7 +281,7 @@ static int drop_name(struct state_batch *batch, uint64_t overlay, struct inode *
 	return inode_copy(inode, ret_last);
 }
 
-/* Hand out what drop_name found; without a taker its staging file goes at once. */
+/* Hand out what drop_name found; without a taker its staging file goes, too. */
 static void give_last(struct worktree *worktree, struct inode *last, struct inode *ret_last)
 {
 	if (ret_last == NULL) {
@@ -413,7 +413,7 @@ static int new_inode(struct worktrees *trees, const struct attributes *attribute
 	if (attributes->mtime_ns == 0)
 		inode.attributes.mtime_ns = now;
 	if (r != 0) {
-		staging_remove(trees, inode.staging);
+		staging_unlink(trees, inode.staging);
 		inode_release(&inode);
 		return r;
 	}
@@ -460,7 +460,7 @@ int worktree_make(struct worktree *worktree, uint64_t parent, const char *name, 
 		r = fill_slot(worktree, &slot, &inode, inode.ctime_ns, message);
 	pthread_mutex_unlock(&trees->table_lock);
 	if (r != 0) {
-		staging_remove(trees, inode.staging);
+		staging_unlink(trees, inode.staging);
 		inode_release(&inode);
 		return r;
 	}

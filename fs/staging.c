@@ -81,7 +81,7 @@ int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_
 	return 0;
 }
 
-void staging_remove(struct worktrees *trees, uint64_t staging)
+void staging_unlink(struct worktrees *trees, uint64_t staging)
 {
 	if (staging == 0)
 		return;
@@ -282,7 +282,7 @@ static int give_staging(struct worktree *worktree, struct inode *inode, bool tru
 	}
 	*ret_given = r == 0 && inode->staging == staging;
 	if (!*ret_given)
-		staging_remove(trees, staging);
+		staging_unlink(trees, staging);
 	return r;
 }
 

@@ -87,7 +87,8 @@ struct worktrees {
 	pthread_mutex_t files_lock;
 	struct file_data *files; /* shared ones, by staging number; guarded by files_lock */
 
-	/* The cleaner deletes records of discarded overlays, in small batches. */
+	/* The cleaner deletes records of discarded overlays, in small batches, and staging files
+	 * that no record names any more, once that is durable. */
 	pthread_t cleaner;
 	pthread_mutex_t cleaner_lock; /* guards what follows; leaf */
 	pthread_cond_t cleaner_wake;
@@ -95,6 +96,8 @@ struct worktrees {
 	bool cleaner_running, closing;
 	pthread_cond_t adopted;
 	_Atomic unsigned adopting; /* items of `discarded` with files that readers wait for */
+	struct buffer removed;     /* u64 each: staging files to unlink; cleaner_lock */
+	int64_t removed_due_ms;
 };
 
 struct worktree {
@@ -253,6 +256,12 @@ void adopted_wait(struct worktrees *trees, const struct content *content);
 void cleaner_init(struct worktrees *trees);
 int cleaner_start(struct worktrees *trees, struct message *message);
 void cleaner_release(struct worktrees *trees);
+/*
+ * No record names this staging file any more (0: none). It goes when that is durable: after a power
+ * cut the record may be back, and what had been fsynced must be there again with it. So space comes
+ * back a moment later, except when it is short: then this waits for the disk.
+ */
+void staging_remove(struct worktrees *trees, uint64_t staging);
 
 /* -- records of an overlay -- */
 void overlay_put_inode(struct state_batch *batch, uint64_t overlay, const struct inode *inode);
@@ -312,8 +321,8 @@ char *staging_absolute(const struct worktrees *trees, uint64_t staging);
 /* A new empty one, open for reading and writing (ret_fd NULL: not opened). */
 int staging_create(struct worktrees *trees, uint64_t *ret_staging, int *ret_fd,
                    struct message *message);
-int staging_set_mtime(struct worktrees *trees, uint64_t staging, int64_t mtime_ns);
-void staging_remove(struct worktrees *trees, uint64_t staging); /* missing is fine; 0 too */
+/* At once: for one that no record ever named. Missing is fine; 0, too. */
+void staging_unlink(struct worktrees *trees, uint64_t staging);
 int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_stat);
 /* What of a piecewise file differs from inode->content, as content_store_edit wants it with base =
  * &inode->content: the data extents of the staging file `fd`, and whatever content no longer

@@ -159,15 +159,18 @@ static inline int count_staged(void *context, const struct inode *inode)
 	return 0;
 }
 
-/* No staging file without an inode. */
+/* No staging file without an inode, in a moment: they go when the journal has been synced. */
 static inline void check_staging(struct fixture *fixture, struct worktree *worktree)
 {
 	size_t named = 0;
 	if (worktree->overlay != 0)
 		must(overlay_inodes(fixture->trees, worktree->overlay, count_staged, &named), NULL,
 		     "inodes");
-	if (count_staging(fixture) == named)
-		return;
+	for (int i = 0; i < 1000; i++) {
+		if (count_staging(fixture) == named)
+			return;
+		usleep(10000);
+	}
 	fprintf(stderr, "%zu staging files, %zu named\n", count_staging(fixture), named);
 	abort();
 }

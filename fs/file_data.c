@@ -187,10 +187,13 @@ static int open_staged(struct worktrees *trees, const struct inode *inode,
 	pthread_mutex_lock(&trees->files_lock);
 	struct file_data *first = find_shared(trees, inode->staging);
 	if (first == NULL) {
-		first = steal(&data);
-		HASH_ADD(hh, trees->files, staging, sizeof(first->staging), first);
+		HASH_ADD(hh, trees->files, staging, sizeof(data->staging), data);
+		if (data->hh.tbl != NULL)
+			first = steal(&data);
 	}
 	pthread_mutex_unlock(&trees->files_lock);
+	if (first == NULL)
+		return -ERR_NO_MEMORY;
 	*ret_data = first;
 	return 0;
 }
@@ -424,6 +427,9 @@ static int record_base(struct file_data *data)
 	if (fdatasync(data->fd) != 0)
 		return error_system(errno);
 	int r = overlay_set_base_bytes(data->trees, data->number, data->staging, data->base_bytes);
+	/* The file below may be longer on disk before the journal says what no longer shows. */
+	if (r == 0)
+		r = state_sync(data->trees->state);
 	if (r != 0 && r != -ERR_NOT_FOUND) /* without a name it needs no record */
 		return r;
 	data->base_recorded = data->base_bytes;

@@ -329,6 +329,16 @@ static int open_node(struct vfs *vfs, struct vfs_file *file, int flags,
 	return result;
 }
 
+/*
+ * Writes that are passed through never come by here. With O_SYNC or O_DSYNC the kernel makes their
+ * bytes durable; the record that says whose bytes they are has to be before.
+ */
+static int sync_for_writes(struct vfs *vfs, int flags)
+{
+	bool writes = (flags & O_ACCMODE) != O_RDONLY;
+	return writes && flags & O_DSYNC ? vfs_sync_names(vfs) : 0;
+}
+
 int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *caller,
              struct vfs_opened *ret_opened, struct message *message)
 {
@@ -341,7 +351,11 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 	if (result < 0) {
 		free(file);
 		node_put(vfs, node);
+		return result;
 	}
+	result = sync_for_writes(vfs, flags);
+	if (result < 0)
+		vfs_release(vfs, file);
 	return result;
 }
 
@@ -425,7 +439,9 @@ static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode
 {
 	struct open_state *state;
 	struct vfs_file *file = file_new(node, flags, caller);
-	int result = file ? open_begin(vfs, node, &state) : -ERR_NO_MEMORY;
+	int result = file ? sync_for_writes(vfs, flags) : -ERR_NO_MEMORY;
+	if (result >= 0)
+		result = open_begin(vfs, node, &state);
 	if (result < 0) {
 		file_data_close(data);
 		free(file);

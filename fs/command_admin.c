@@ -5,6 +5,7 @@
 #include "fs/reach.h"
 #include "fs/rules.h"
 #include "fs/json.h"
+#include "fs/verdict.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -113,6 +114,11 @@ static int check_rules(void *context, const struct ref *ref)
 	                 : 0;
 }
 
+static int note_bad_record(void *context, const char *key, const char *why)
+{
+	return problem(context, strncmp(key, "log/", 4) == 0 ? "log entry" : "verdict", key, why);
+}
+
 static int check_everything(struct check *check, struct reach_counts *counts)
 {
 	struct command *command = check->command;
@@ -132,6 +138,9 @@ static int check_everything(struct check *check, struct reach_counts *counts)
 	if (!error)
 		error = ref_list(command->lake->store, REF_BRANCH, true, check_rules, check,
 		                 command->message);
+	if (!error && !quick)
+		error = records_verify(command->lake->store, note_bad_record, check,
+		                       command->message);
 	if (!error && !quick)
 		error = cache_verify(command->lake->cache, note_bad_blob, check,
 		                     &command->output->progress, command->message);

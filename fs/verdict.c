@@ -13,7 +13,8 @@
 
 #define AUDITS_PREFIX "audits/"
 #define LOG_PREFIX "log/"
-#define VERSION 1
+#define VERSION 2
+#define VERSION_UNCHECKED 1 /* had a random number for a checksum in its name */
 #define VERDICT_BYTES_MAX ((size_t)16 << 20)
 #define TEXT_MAX 4096             /* a name, a host, a revision */
 #define TIME_MAX_MS 9999999999999 /* 13 digits: until 2286 */
@@ -263,7 +264,7 @@ static int read_verdict(const cJSON *object, struct verdict *verdict, struct mes
 }
 
 /* A newer version may have what this one calls damage. */
-static int read_version(const cJSON *object, struct message *message)
+static int read_version(const cJSON *object, int64_t *ret_version, struct message *message)
 {
 	int64_t version = 0;
 	int error = json_number(object, "object", "version", 1, INT32_MAX, &version, message);
@@ -272,17 +273,18 @@ static int read_version(const cJSON *object, struct message *message)
 	if (!error && version > VERSION)
 		error = fail(message, -ERR_VERSION, "it has version %lld: upgrade this program",
 		             (long long)version);
+	*ret_version = version;
 	return error;
 }
 
 static int decode(const void *bytes, size_t length, struct verdict *ret_verdict,
-                  struct message *message)
+                  int64_t *ret_version, struct message *message)
 {
 	CLEANUP(json_cleanup) cJSON *object = NULL;
 	CLEANUP(verdict_release) struct verdict verdict = {0};
 	int error = json_parse(bytes, length, &object, message);
 	if (!error)
-		error = read_version(object, message);
+		error = read_version(object, ret_version, message);
 	if (!error)
 		error = read_verdict(object, &verdict, message);
 	if (error < 0)
@@ -294,7 +296,8 @@ static int decode(const void *bytes, size_t length, struct verdict *ret_verdict,
 
 int verdict_decode(const void *bytes, size_t length, struct verdict *ret_verdict)
 {
-	return decode(bytes, length, ret_verdict, NULL);
+	int64_t version;
+	return decode(bytes, length, ret_verdict, &version, NULL);
 }
 
 /* -- for people -- */
@@ -378,11 +381,31 @@ int verdict_fail(const struct verdict *verdict, int error, struct message *messa
 
 /* -- the store -- */
 
-/* "<prefix><ms>-<nonce>" */
-static void make_key(const char *prefix, int64_t time_ms, char ret_key[KEY_MAX])
+/* "<prefix><ms>-<checksum>": JSON has no room of its own for one, and of what was audited by whom
+ * nothing must change unnoticed, nor two objects their places. */
+static void make_key(const char *prefix, int64_t time_ms, const struct buffer *bytes,
+                     char ret_key[KEY_MAX])
 {
-	snprintf(ret_key, KEY_MAX, "%.90s%013lld-%016llx", prefix, (long long)time_ms,
-	         (unsigned long long)random_u64());
+	struct id id;
+	char hex[ID_HEX + 1];
+	sha256_of(bytes->data, bytes->length, &id);
+	id_to_hex(&id, hex);
+	snprintf(ret_key, KEY_MAX, "%.90s%013lld-%.16s", prefix, (long long)time_ms, hex);
+}
+
+static int check_key(const char *key, int64_t version, const struct buffer *bytes,
+                     struct message *message)
+{
+	struct id id;
+	char hex[ID_HEX + 1];
+	if (version <= VERSION_UNCHECKED)
+		return 0;
+	sha256_of(bytes->data, bytes->length, &id);
+	id_to_hex(&id, hex);
+	const char *dash = strrchr(key, '-');
+	if (dash && strlen(dash + 1) == 16 && strncmp(dash + 1, hex, 16) == 0)
+		return 0;
+	return fail(message, -ERR_CORRUPT, "its bytes are not those it was written with");
 }
 
 static int64_t now_ms(void)
@@ -421,15 +444,16 @@ int verdict_store(struct object_store *store, const struct verdict *verdict,
 	CLEANUP(buffer_release) struct buffer bytes = {.limit = VERDICT_BYTES_MAX};
 	char prefix[KEY_MAX], key[KEY_MAX];
 	CLEANUP(verdict_release) struct verdict read = {0};
+	int64_t version;
 	int error = verdict_encode(verdict, &bytes);
 	/* Nothing is written that nobody could read: an over-long name, what an allocation left
 	 * out. */
 	if (!error)
-		error = decode(bytes.data, bytes.length, &read, message);
+		error = decode(bytes.data, bytes.length, &read, &version, message);
 	if (error < 0)
 		return error;
 	verdict_prefix(&verdict->candidate, prefix);
-	make_key(prefix, now_ms(), key);
+	make_key(prefix, now_ms(), &bytes, key);
 	return put_new(store, key, &bytes, message);
 }
 
@@ -484,6 +508,24 @@ static const char *names_at(const struct names *names, size_t index)
 	return names->keys[(first + index) % names->max];
 }
 
+static int read_verdict_object(struct object_store *store, const char *key, const struct id *commit,
+                               struct verdict *ret_verdict, struct message *ret_why)
+{
+	CLEANUP(buffer_release) struct buffer bytes = {.limit = VERDICT_BYTES_MAX};
+	struct etag etag;
+	int64_t version;
+	int error = object_get(store, key, 0, UINT64_MAX, &bytes, &etag, ret_why);
+	if (!error)
+		error = decode(bytes.data, bytes.length, ret_verdict, &version, ret_why);
+	if (!error)
+		error = check_key(key, version, &bytes, ret_why);
+	if (!error && commit && !id_equal(&ret_verdict->candidate, commit))
+		error = fail(ret_why, -ERR_CORRUPT, "it is about another commit");
+	if (error < 0 && !ret_why->text[0])
+		fail(ret_why, error, "%s", error_text(error));
+	return error;
+}
+
 int verdict_list(struct object_store *store, const struct id *commit, verdict_fn *callback,
                  void *context, struct message *message)
 {
@@ -492,16 +534,10 @@ int verdict_list(struct object_store *store, const struct id *commit, verdict_fn
 	verdict_prefix(commit, prefix);
 	int error = object_list(store, prefix, names_add, &names, message);
 	for (size_t i = 0; !error && i < names.count; i++) {
-		CLEANUP(buffer_release) struct buffer bytes = {.limit = VERDICT_BYTES_MAX};
 		CLEANUP(verdict_release) struct verdict verdict = {0};
 		struct message why = {{0}};
-		struct etag etag;
 		const char *key = names_at(&names, i);
-		int bad = object_get(store, key, 0, UINT64_MAX, &bytes, &etag, &why);
-		if (!bad)
-			bad = decode(bytes.data, bytes.length, &verdict, &why);
-		if (bad < 0 && !why.text[0])
-			fail(&why, bad, "%s", error_text(bad));
+		int bad = read_verdict_object(store, key, commit, &verdict, &why);
 		error = callback(context, key, bad ? NULL : &verdict, bad ? &why : NULL);
 	}
 	return error;
@@ -534,7 +570,7 @@ int audit_log_append(struct object_store *store, const struct cJSON *entry, stru
 	if (error < 0)
 		return error;
 	log_prefix(time_ms, prefix);
-	make_key(prefix, time_ms, key);
+	make_key(prefix, time_ms, &bytes, key);
 	return put_new(store, key, &bytes, message);
 }
 
@@ -544,11 +580,14 @@ static cJSON *read_entry(struct object_store *store, const char *key)
 	CLEANUP(json_cleanup) cJSON *entry = NULL;
 	struct message why = {{0}};
 	struct etag etag;
+	int64_t version;
 	int error = object_get(store, key, 0, UINT64_MAX, &bytes, &etag, &why);
 	if (!error)
 		error = json_parse(bytes.data, bytes.length, &entry, &why);
 	if (!error)
-		error = read_version(entry, &why);
+		error = read_version(entry, &version, &why);
+	if (!error)
+		error = check_key(key, version, &bytes, &why);
 	if (!error)
 		return steal(&entry);
 	CLEANUP(json_cleanup) cJSON *damaged = cJSON_CreateObject();
@@ -635,4 +674,51 @@ int audit_log_list(struct object_store *store, int64_t since_ms, const char *bra
 	for (size_t i = entries.count; !error && i--;)
 		error = callback(context, entries.items[i]);
 	return error;
+}
+
+/* -- all of both -- */
+
+struct verification {
+	struct object_store *store;
+	record_damage_fn *callback;
+	void *context;
+};
+
+static int verify_verdict(void *context, const struct object_info *info)
+{
+	const struct verification *verification = context;
+	CLEANUP(verdict_release) struct verdict verdict = {0};
+	struct message why = {{0}};
+	struct id commit;
+	char hex[ID_HEX + 1] = "";
+	size_t prefix = strlen(AUDITS_PREFIX);
+	if (strlen(info->key) > prefix + ID_HEX)
+		snprintf(hex, sizeof hex, "%.64s", info->key + prefix);
+	if (id_from_hex(hex, &commit) < 0)
+		return 0; /* others may keep things beside */
+	int error = read_verdict_object(verification->store, info->key, &commit, &verdict, &why);
+	if (error == -ERR_STORE_AWAY || error == -ERR_NO_MEMORY)
+		return error;
+	return error < 0 ? verification->callback(verification->context, info->key, why.text) : 0;
+}
+
+static int verify_entry(void *context, const struct object_info *info)
+{
+	const struct verification *verification = context;
+	const char *last = strrchr(info->key, '/') + 1;
+	if (strspn(last, "0123456789") != 13)
+		return 0;
+	CLEANUP(json_cleanup) cJSON *entry = read_entry(verification->store, info->key);
+	const cJSON *damaged = cJSON_GetObjectItemCaseSensitive(entry, "damaged");
+	return damaged ? verification->callback(verification->context, info->key,
+	                                        damaged->valuestring)
+	               : 0;
+}
+
+int records_verify(struct object_store *store, record_damage_fn *callback, void *context,
+                   struct message *message)
+{
+	struct verification verification = {store, callback, context};
+	int error = object_list(store, AUDITS_PREFIX, verify_verdict, &verification, message);
+	return error ? error : object_list(store, LOG_PREFIX, verify_entry, &verification, message);
 }

@@ -88,4 +88,9 @@ typedef int audit_log_fn(void *context, const struct cJSON *entry);
 int audit_log_list(struct object_store *store, int64_t since_ms, const char *branch, size_t limit,
                    audit_log_fn *callback, void *context, struct message *message);
 
+/* -- fsck: every verdict and log entry is read; non-zero from the callback stops -- */
+typedef int record_damage_fn(void *context, const char *key, const char *why);
+int records_verify(struct object_store *store, record_damage_fn *callback, void *context,
+                   struct message *message);
+
 #endif

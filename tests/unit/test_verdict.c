@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <time.h>
 
+#include "fs/json.h"
 #include "fs/verdict.h"
 #include "refs/history.h"
 
@@ -118,8 +119,8 @@ static int decode_changed(const char *from, const char *to)
 static void test_damage_is_told(void **state)
 {
 	static const char *const changes[][2] = {
-	        {"\"version\":1", "\"version\":0"},
-	        {"\"version\":1,", ""},
+	        {"\"version\":2", "\"version\":0"},
+	        {"\"version\":2,", ""},
 	        {"\"verdict\":\"error\"", "\"verdict\":\"fine\""},
 	        {"\"verdict\":\"error\"", "\"verdict\":\"skipped\""},
 	        {"\"verdict\":\"error\"", "\"verdict\":\"error\",\"extra\":1"},
@@ -139,7 +140,7 @@ static void test_damage_is_told(void **state)
 	};
 	for (size_t i = 0; i < ARRAY_SIZE(changes); i++)
 		assert_int_equal(decode_changed(changes[i][0], changes[i][1]), -ERR_CORRUPT);
-	assert_int_equal(decode_changed("\"version\":1,", "\"version\":2,\"new\":[],"),
+	assert_int_equal(decode_changed("\"version\":2,", "\"version\":3,\"new\":[],"),
 	                 -ERR_VERSION);
 	assert_int_equal(decode_changed("version", "version"), 0);
 }
@@ -226,7 +227,7 @@ static void test_the_rest_of_damaged_ones_is_read(void **state)
 		nanosleep(&pause, NULL);
 	}
 	key_of(&verdict.candidate, "0000000000001-00", key);
-	assert_int_equal(object_put(store, key, "{\"version\":1", 12, NULL), 0);
+	assert_int_equal(object_put(store, key, "{\"version\":2", 12, NULL), 0);
 	key_of(&verdict.candidate, "9999999999998-00", key);
 	assert_int_equal(object_put(store, key, "{\"version\":7}", 13, NULL), 0);
 	key_of(&verdict.candidate, "somebody-elses-note", key);
@@ -237,6 +238,62 @@ static void test_the_rest_of_damaged_ones_is_read(void **state)
 	assert_int_equal(seen.verdicts, 3);
 	assert_int_equal(seen.damaged, 2);
 	assert_non_null(strstr(seen.why, "version 7"));
+	object_store_free(store);
+}
+
+static int note_bad(void *context, const char *key, const char *why)
+{
+	unsigned *bad = context;
+	assert_true(key[0] && why[0]);
+	++*bad;
+	return 0;
+}
+
+static int keep_key(void *context, const struct object_info *info)
+{
+	snprintf(context, 128, "%s", info->key);
+	return 0;
+}
+
+/* Any flipped bit, another's place, and another's bytes. */
+static void test_no_bit_flips_unnoticed(void **state)
+{
+	struct object_store *store;
+	CLEANUP(buffer_release) struct buffer bytes = {0};
+	CLEANUP(json_cleanup) cJSON *entry = cJSON_CreateObject();
+	struct verdict verdict = sample();
+	char keys[2][128];
+	unsigned bad = 0, expected = 0;
+	cJSON_AddStringToObject(entry, "what", "published");
+	assert_int_equal(object_memory_open(&store), 0);
+	assert_int_equal(verdict_store(store, &verdict, NULL), 0);
+	assert_int_equal(audit_log_append(store, entry, NULL), 0);
+	assert_int_equal(object_list(store, "audits/", keep_key, keys[0], NULL), 0);
+	assert_int_equal(object_list(store, "log/", keep_key, keys[1], NULL), 0);
+	assert_int_equal(records_verify(store, note_bad, &bad, NULL), 0);
+	assert_int_equal(bad, 0);
+	for (int i = 0; i < 2; i++) {
+		struct etag etag;
+		buffer_clear(&bytes);
+		assert_int_equal(object_get(store, keys[i], 0, UINT64_MAX, &bytes, &etag, NULL), 0);
+		for (size_t bit = 0; bit < bytes.length * 8; bit++) {
+			bytes.data[bit / 8] ^= (uint8_t)(1 << bit % 8);
+			object_put(store, keys[i], bytes.data, bytes.length, NULL);
+			assert_int_equal(records_verify(store, note_bad, &bad, NULL), 0);
+			assert_int_equal(bad, ++expected);
+			bytes.data[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		}
+		object_put(store, keys[i], bytes.data, bytes.length, NULL);
+	}
+	/* A verdict about one commit in the place of another's. */
+	buffer_clear(&bytes);
+	struct etag etag;
+	assert_int_equal(object_get(store, keys[0], 0, UINT64_MAX, &bytes, &etag, NULL), 0);
+	char *digit = keys[0] + strlen("audits/");
+	*digit = *digit == '0' ? '1' : '0';
+	object_put(store, keys[0], bytes.data, bytes.length, NULL);
+	assert_int_equal(records_verify(store, note_bad, &bad, NULL), 0);
+	assert_int_equal(bad, expected + 1);
 	object_store_free(store);
 }
 
@@ -252,7 +309,11 @@ static void test_of_many_the_newest(void **state)
 		verdict.took_ms = i;
 		buffer_clear(&bytes);
 		assert_int_equal(verdict_encode(&verdict, &bytes), 0);
-		snprintf(name, sizeof name, "%013d-0", i);
+		struct id sum;
+		char hex[ID_HEX + 1];
+		sha256_of(bytes.data, bytes.length, &sum);
+		id_to_hex(&sum, hex);
+		snprintf(name, sizeof name, "%013d-%.16s", i, hex);
 		key_of(&verdict.candidate, name, key);
 		assert_int_equal(object_put(store, key, bytes.data, bytes.length, NULL), 0);
 	}
@@ -400,7 +461,7 @@ static void test_damaged_entries_are_named(void **state)
 	assert_int_equal(append(store, "main", 1), 0);
 	assert_int_equal(append_at(store, 5000, "{\"version\":1,"), 0);
 	assert_int_equal(append_at(store, 6000, "\xff\xfe"), 0);
-	assert_int_equal(append_at(store, 7000, "{\"version\":2}"), 0);
+	assert_int_equal(append_at(store, 7000, "{\"version\":1}"), 0);
 	assert_int_equal(append_at(store, 8000, ""), 0);
 	assert_int_equal(audit_log_list(store, 0, "main", 10, note_entry, &entries, NULL), 0);
 	assert_int_equal(entries.damaged, 4);
@@ -431,6 +492,7 @@ int main(void)
 	        cmocka_unit_test(test_every_cut_is_damage),
 	        cmocka_unit_test(test_for_people),
 	        cmocka_unit_test(test_the_rest_of_damaged_ones_is_read),
+	        cmocka_unit_test(test_no_bit_flips_unnoticed),
 	        cmocka_unit_test(test_of_many_the_newest),
 	        cmocka_unit_test(test_what_nobody_could_read_is_not_stored),
 	        cmocka_unit_test(test_the_log_newest_last),

@@ -461,7 +461,7 @@ static void test_damaged_entries_are_named(void **state)
 	assert_int_equal(append(store, "main", 1), 0);
 	assert_int_equal(append_at(store, 5000, "{\"version\":1,"), 0);
 	assert_int_equal(append_at(store, 6000, "\xff\xfe"), 0);
-	assert_int_equal(append_at(store, 7000, "{\"version\":1}"), 0);
+	assert_int_equal(append_at(store, 7000, "{\"version\":3}"), 0);
 	assert_int_equal(append_at(store, 8000, ""), 0);
 	assert_int_equal(audit_log_list(store, 0, "main", 10, note_entry, &entries, NULL), 0);
 	assert_int_equal(entries.damaged, 4);

@@ -361,6 +361,32 @@ def attributes(lake, here):
         lake.mount()
         look()
 
+    with tests.case("access times that were set stay until a commit; an open file without a name has times"):
+        times = (3_000_000_001, 1_234_567_890_123_456_789)
+        for path in (write(here / "read", b"."), here / "read directory", here / "read link"):
+            if path.name == "read directory":
+                path.mkdir()
+            elif path.name == "read link":
+                path.symlink_to("read")
+            os.utime(path, ns=times, follow_symlinks=False)
+            path.rename(here / "read again")
+            found = os.lstat(here / "read again")
+            assert (found.st_atime_ns, found.st_mtime_ns) == times, path
+            (here / "read again").rename(path)
+        path = here / "read"
+        path.write_bytes(b"changed")
+        lake.umount()
+        lake.mount()
+        assert path.stat().st_atime_ns == times[0]
+        lake.ctl("commit", "main", "-m", "accessed")
+        lake.umount()
+        lake.mount()
+        assert path.stat().st_atime_ns == path.stat().st_mtime_ns
+        with open(path, "r+b") as file:
+            path.unlink()
+            os.utime(file.fileno(), ns=times)
+            found = os.fstat(file.fileno())
+            assert (found.st_atime_ns, found.st_mtime_ns) == times
     with tests.case("chmod of a committed file changes nothing else"):
         path = write(here / "mode", b"content")
         lake.ctl("commit", "main", "-m", "mode")

@@ -171,7 +171,9 @@ static void remove_collected_staging(struct clean *clean)
 		                               &inode) == 0 &&
 		            inode.staging == staging;
 		inode_release(&inode);
-		if (!kept)
+		/* One whose last name went since is its opener's (worktree_forget), and of what
+		 * else is open the next opening of the lake removes what is left. */
+		if (!kept && !file_data_in_use(clean->trees, staging))
 			staging_remove(clean->trees, staging);
 	}
 }

@@ -247,10 +247,15 @@ static cJSON *answer(struct connection *connection)
 	}
 	if (error < 0)
 		return command_error(error, &message);
+	_Atomic uint32_t *commands = control->lake->commands;
+	if (commands)
+		(*commands)++;
 	error = control->extra ? control->extra(control->context, &caller, request, &reply)
 	                       : -ERR_UNSUPPORTED;
 	if (error == -ERR_UNSUPPORTED && !reply)
 		command_run(control->lake, &caller, request, &output, &reply);
+	if (commands)
+		(*commands)--;
 	cJSON_Delete(request);
 	return reply;
 }

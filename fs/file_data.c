@@ -169,6 +169,15 @@ static struct file_data *find_shared(struct worktrees *trees, uint64_t staging)
 	return data;
 }
 
+bool file_data_in_use(struct worktrees *trees, uint64_t staging)
+{
+	struct file_data *data = NULL;
+	pthread_mutex_lock(&trees->files_lock);
+	HASH_FIND(hh, trees->files, &staging, sizeof(staging), data);
+	pthread_mutex_unlock(&trees->files_lock);
+	return data != NULL;
+}
+
 static int open_staged(struct worktrees *trees, const struct inode *inode,
                        struct file_data **ret_data)
 {

@@ -17,7 +17,15 @@ static struct mount *begin(fuse_req_t request)
 {
 	struct mount *mount = fuse_req_userdata(request);
 	mount->operations++;
+	vfs_request_begin(passthrough_request());
 	return mount;
+}
+
+/* For what must not be done twice: did a process before this one do it, and die before it answered?
+ */
+static bool done_before(struct mount *mount)
+{
+	return passthrough_again() && vfs_request_again(mount->vfs, passthrough_request());
 }
 
 static struct vfs_caller caller_of(fuse_req_t request)
@@ -147,8 +155,11 @@ static void make(fuse_req_t request, fuse_ino_t parent, const char *name,
 	struct message message = {.text[0] = '\0'};
 	struct vfs_caller caller = caller_of(request);
 	struct vfs_entry entry;
-	int result = vfs_make(mount->vfs, parent, name, what, &caller, &entry, &message);
+	int result = done_before(mount)
+	                     ? vfs_lookup(mount->vfs, parent, name, &entry, &message)
+	                     : vfs_make(mount->vfs, parent, name, what, &caller, &entry, &message);
 	reply_entry(request, parent, name, result, &entry, &message);
+	vfs_request_end(mount->vfs);
 }
 
 static void handle_mknod(fuse_req_t request, fuse_ino_t parent, const char *name, mode_t mode,
@@ -173,16 +184,21 @@ static void handle_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, 
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
 	struct vfs_entry entry;
-	int result = vfs_link(mount->vfs, node, parent, name, &entry, &message);
+	int result = done_before(mount)
+	                     ? vfs_lookup(mount->vfs, parent, name, &entry, &message)
+	                     : vfs_link(mount->vfs, node, parent, name, &entry, &message);
 	reply_entry(request, parent, name, result, &entry, &message);
+	vfs_request_end(mount->vfs);
 }
 
 static void remove_name(fuse_req_t request, fuse_ino_t parent, const char *name, bool directory)
 {
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
-	int result = vfs_remove(mount->vfs, parent, name, directory, &message);
+	int result =
+	        done_before(mount) ? 0 : vfs_remove(mount->vfs, parent, name, directory, &message);
 	reply_result(request, parent, name, result, &message);
+	vfs_request_end(mount->vfs);
 }
 
 static void handle_unlink(fuse_req_t request, fuse_ino_t parent, const char *name)
@@ -200,8 +216,11 @@ static void handle_rename(fuse_req_t request, fuse_ino_t from_parent, const char
 {
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
-	int result = vfs_rename(mount->vfs, from_parent, from, to_parent, to, flags, &message);
+	int result = done_before(mount) ? 0
+	                                : vfs_rename(mount->vfs, from_parent, from, to_parent, to,
+	                                             flags, &message);
 	reply_result(request, from_parent, from, result, &message);
+	vfs_request_end(mount->vfs);
 }
 
 static void handle_readlink(fuse_req_t request, fuse_ino_t node)
@@ -276,7 +295,7 @@ static void handle_setattr(fuse_req_t request, fuse_ino_t node, struct stat *att
 	struct message message = {.text[0] = '\0'};
 	struct vfs_caller caller = caller_of(request);
 	struct vfs_change change = change_of(attributes, set);
-	struct vfs_file *file = info ? (struct vfs_file *)(uintptr_t)info->fh : NULL;
+	struct vfs_file *file = info ? vfs_file_find(mount->vfs, info->fh) : NULL;
 	struct stat stat;
 	int result = vfs_setattr(mount->vfs, node, file, &change, &caller, &stat, &message);
 	reply_stat(request, node, result, &stat, &message);
@@ -319,16 +338,22 @@ static void handle_setxattr(fuse_req_t request, fuse_ino_t node, const char *nam
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
 	struct span value = {bytes, size};
-	int result = vfs_xattr_set(mount->vfs, node, name, value, flags, &message);
+	int result = done_before(mount)
+	                     ? 0
+	                     : vfs_xattr_set(mount->vfs, node, name, value, flags, &message);
 	reply_result(request, node, NULL, result, &message);
+	vfs_request_end(mount->vfs);
 }
 
 static void handle_removexattr(fuse_req_t request, fuse_ino_t node, const char *name)
 {
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
-	int result = vfs_xattr_set(mount->vfs, node, name, (struct span){0}, 0, &message);
+	int result = done_before(mount)
+	                     ? 0
+	                     : vfs_xattr_set(mount->vfs, node, name, (struct span){0}, 0, &message);
 	reply_result(request, node, NULL, result, &message);
+	vfs_request_end(mount->vfs);
 }
 
 static void handle_statfs(fuse_req_t request, fuse_ino_t node)
@@ -346,7 +371,8 @@ static void handle_statfs(fuse_req_t request, fuse_ino_t node)
 
 static struct fuse_open_out open_out(const struct vfs_opened *opened)
 {
-	struct fuse_open_out out = {.fh = (uintptr_t)opened->file, .open_flags = FOPEN_NOFLUSH};
+	struct fuse_open_out out = {.fh = vfs_file_handle(opened->file),
+	                            .open_flags = FOPEN_NOFLUSH};
 	int32_t backing = opened->backing;
 	if (backing > 0) {
 		out.open_flags |= FOPEN_PASSTHROUGH;
@@ -366,6 +392,7 @@ static void handle_open(fuse_req_t request, fuse_ino_t node, struct fuse_file_in
 	struct message message = {.text[0] = '\0'};
 	struct vfs_caller caller = caller_of(request);
 	struct vfs_opened opened;
+	done_before(mount); /* what it opened is closed */
 	int result = vfs_open(mount->vfs, node, info->flags, &caller, &opened, &message);
 	if (result < 0) {
 		reply_error(request, node, NULL, result, &message);
@@ -415,10 +442,14 @@ static void handle_create(fuse_req_t request, fuse_ino_t parent, const char *nam
 		struct fuse_open_out open;
 	} out;
 	const char *real = strcmp(name, TMPFILE_NAME) == 0 ? NULL : name;
-	int result = vfs_create(mount->vfs, parent, real, mode, info->flags, &caller, &entry,
-	                        &opened, &message);
+	int flags = info->flags;
+	if (done_before(mount) && real)
+		flags &= ~(O_EXCL | O_TRUNC);
+	int result = vfs_create(mount->vfs, parent, real, mode, flags, &caller, &entry, &opened,
+	                        &message);
 	if (result < 0) {
 		reply_error(request, parent, name, result, &message);
+		vfs_request_end(mount->vfs);
 		return;
 	}
 	out.entry = entry_out(&entry);
@@ -427,18 +458,26 @@ static void handle_create(fuse_req_t request, fuse_ino_t parent, const char *nam
 		vfs_release(mount->vfs, opened.file);
 		vfs_forget(mount->vfs, entry.node, 1);
 	}
+	vfs_request_end(mount->vfs);
 }
 
-static struct vfs_file *file_of(const struct fuse_file_info *info)
+/* NULL, and answered: what a process before this one opened could not be had again. */
+static struct vfs_file *file_of(fuse_req_t request, const struct fuse_file_info *info)
 {
-	return (struct vfs_file *)(uintptr_t)info->fh;
+	struct mount *mount = fuse_req_userdata(request);
+	struct vfs_file *file = vfs_file_find(mount->vfs, info->fh);
+	if (!file)
+		fuse_reply_err(request, EIO);
+	return file;
 }
 
 static void handle_release(fuse_req_t request, fuse_ino_t node, struct fuse_file_info *info)
 {
 	struct mount *mount = begin(request);
-	bool wrote = vfs_file_writes(file_of(info)) && mount->passthrough.active;
-	vfs_release(mount->vfs, file_of(info));
+	struct vfs_file *file = vfs_file_find(mount->vfs, info->fh); /* NULL: closed before */
+	bool wrote = (!file || vfs_file_writes(file)) && mount->passthrough.active;
+	if (file)
+		vfs_release(mount->vfs, file);
 	/* Writes through mmap changed the backing file's times, unseen by the kernel's FUSE side.
 	 */
 	if (wrote)
@@ -470,13 +509,16 @@ static void handle_read(fuse_req_t request, fuse_ino_t node, size_t size, off_t 
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
 	char *bytes = read_buffer();
+	struct vfs_file *file = file_of(request, info);
+	if (!file)
+		return;
 	if (!bytes) {
 		fuse_reply_err(request, ENOMEM);
 		return;
 	}
 	if (size > READ_BYTES_MAX)
 		size = READ_BYTES_MAX;
-	ssize_t got = vfs_read(mount->vfs, file_of(info), bytes, size, (uint64_t)offset, &message);
+	ssize_t got = vfs_read(mount->vfs, file, bytes, size, (uint64_t)offset, &message);
 	if (got < 0)
 		reply_error(request, node, NULL, (int)got, &message);
 	else
@@ -489,8 +531,10 @@ static void handle_write(fuse_req_t request, fuse_ino_t node, const char *bytes,
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
 	struct vfs_caller caller = caller_of(request);
-	ssize_t put = vfs_write(mount->vfs, file_of(info), bytes, size, (uint64_t)offset, &caller,
-	                        &message);
+	struct vfs_file *file = file_of(request, info);
+	if (!file)
+		return;
+	ssize_t put = vfs_write(mount->vfs, file, bytes, size, (uint64_t)offset, &caller, &message);
 	if (put < 0)
 		reply_error(request, node, NULL, (int)put, &message);
 	else
@@ -502,7 +546,10 @@ static void handle_fsync(fuse_req_t request, fuse_ino_t node, int data_only,
 {
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
-	int result = vfs_sync(mount->vfs, file_of(info), data_only);
+	struct vfs_file *file = file_of(request, info);
+	if (!file)
+		return;
+	int result = vfs_sync(mount->vfs, file, data_only);
 	reply_result(request, node, NULL, result, &message);
 }
 
@@ -511,8 +558,11 @@ static void handle_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_
 {
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
-	int result = vfs_allocate(mount->vfs, file_of(info), mode, (uint64_t)offset,
-	                          (uint64_t)length, &message);
+	struct vfs_file *file = file_of(request, info);
+	if (!file)
+		return;
+	int result =
+	        vfs_allocate(mount->vfs, file, mode, (uint64_t)offset, (uint64_t)length, &message);
 	reply_result(request, node, NULL, result, &message);
 }
 
@@ -521,7 +571,10 @@ static void handle_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int 
 {
 	struct mount *mount = begin(request);
 	uint64_t found;
-	int result = vfs_seek(mount->vfs, file_of(info), (uint64_t)offset, whence, &found);
+	struct vfs_file *file = file_of(request, info);
+	if (!file)
+		return;
+	int result = vfs_seek(mount->vfs, file, (uint64_t)offset, whence, &found);
 	if (result < 0)
 		fuse_reply_err(request, error_errno(result));
 	else
@@ -536,12 +589,13 @@ static void handle_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file
 	struct message message = {.text[0] = '\0'};
 	struct vfs_directory *directory;
 	bool lasting;
+	done_before(mount);
 	int result = vfs_opendir(mount->vfs, node, &directory, &lasting, &message);
 	if (result < 0) {
 		reply_error(request, node, NULL, result, &message);
 		return;
 	}
-	info->fh = (uintptr_t)directory;
+	info->fh = vfs_directory_handle(directory);
 	info->cache_readdir = lasting;
 	info->keep_cache = lasting;
 	if (fuse_reply_open(request, info) < 0)
@@ -581,6 +635,7 @@ static void read_directory(fuse_req_t request, fuse_ino_t node, size_t size, off
 	struct mount *mount = begin(request);
 	struct message message = {.text[0] = '\0'};
 	CLEANUP(free_pointer) char *bytes = malloc(size);
+	struct vfs_directory *directory = vfs_directory_find(mount->vfs, info->fh);
 	struct listing listing = {request, bytes, 0, size, plus};
 	/* Sizes of struct fuse_dirent and fuse_direntplus, and half their padding. */
 	struct vfs_list list = {.offset = (uint64_t)offset,
@@ -589,12 +644,11 @@ static void read_directory(fuse_req_t request, fuse_ino_t node, size_t size, off
 	                        .overhead = plus ? 156 : 28,
 	                        .entry = listing_add,
 	                        .context = &listing};
-	if (!bytes) {
-		fuse_reply_err(request, ENOMEM);
+	if (!bytes || !directory) {
+		fuse_reply_err(request, directory ? ENOMEM : EIO);
 		return;
 	}
-	int result = vfs_readdir(mount->vfs, (struct vfs_directory *)(uintptr_t)info->fh, &list,
-	                         &message);
+	int result = vfs_readdir(mount->vfs, directory, &list, &message);
 	if (result < 0)
 		reply_error(request, node, NULL, result, &message);
 	else
@@ -616,7 +670,9 @@ static void handle_readdirplus(fuse_req_t request, fuse_ino_t node, size_t size,
 static void handle_releasedir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info *info)
 {
 	struct mount *mount = begin(request);
-	vfs_releasedir(mount->vfs, (struct vfs_directory *)(uintptr_t)info->fh);
+	struct vfs_directory *directory = vfs_directory_find(mount->vfs, info->fh);
+	if (directory)
+		vfs_releasedir(mount->vfs, directory);
 	fuse_reply_err(request, 0);
 }
 

@@ -15,6 +15,14 @@ struct mount {
 	struct passthrough passthrough; /* first: see passthrough_install */
 	struct lake *lake;
 	struct vfs *vfs;
+	struct keep *keep; /* may be NULL */
+	void (*parting)(void *context);
+	void *context;
+	bool inherited; /* a predecessor mounted */
+	bool served;
+	pthread_t looker; /* looks again at what a predecessor may not have told of */
+	bool looking;
+	atomic_bool looker_ends;
 	struct fuse_session *session;
 	char *mountpoint;
 	unsigned threads;

@@ -21,6 +21,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -41,6 +42,10 @@
 #define LINGER_NS 25000 /* a reader stays awake for the next request so long ... */
 #define LINGER_TRIES 8  /* ... but not after so many times in vain, */
 #define LINGER_PAUSE 64 /* save for one in so many requests */
+
+/* libfuse's own: FUSE_MAX_MAX_PAGES, FUSE_BUFFER_HEADER_SIZE. */
+#define REQUEST_PAGES_MAX 256
+#define REQUEST_HEADER_MAX 0x1000
 
 #define STOP_READING SIGUSR1
 #define STOP_AGAIN_NS 20000000
@@ -361,11 +366,26 @@ static void linger(struct worker *worker)
 		worker->lingered_in_vain++;
 }
 
+/*
+ * What libfuse would allocate, with every page there: a process that is being killed gets no more
+ * pages, and a request on its way to such a place fails instead of being kept for a successor. NULL
+ * is as good but for that.
+ */
+static void *ready_memory(void)
+{
+	size_t size = REQUEST_PAGES_MAX * (size_t)getpagesize() + REQUEST_HEADER_MAX;
+	void *bytes = malloc(size);
+	if (bytes)
+		memset(bytes, 0, size);
+	return bytes;
+}
+
 static void *work(void *context)
 {
 	struct worker *worker = context;
 	struct loop *loop = worker->loop;
 	self = worker;
+	worker->buffer.mem = ready_memory();
 	while (!fuse_session_exited(loop->session)) {
 		if (worker->seated && atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1)
 			linger(worker);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -178,8 +179,8 @@ static void append_escaped(struct buffer *options, const char *text)
 	}
 }
 
-static int session_new(struct mount *mount, const struct mount_options *options,
-                       struct message *message)
+static int session_make(struct mount *mount, const struct mount_options *options,
+                        struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer text = {0};
 	const char *start = "-odefault_permissions,subtype=lake,max_read=1048576,fsname=";
@@ -194,15 +195,38 @@ static int session_new(struct mount *mount, const struct mount_options *options,
 	struct fuse_args args = FUSE_ARGS_INIT(options->debug ? 3 : 2, arguments);
 	mount->session = fuse_session_new(&args, &fuse_handlers, sizeof(fuse_handlers), mount);
 	fuse_opt_free_args(&args);
-	if (!mount->session)
-		return fail(message, -ERR_INVALID, "libfuse refused to make a session");
+	return mount->session ? 0
+	                      : fail(message, -ERR_INVALID, "libfuse refused to make a session");
+}
+
+static int session_new(struct mount *mount, const struct mount_options *options,
+                       struct message *message)
+{
+	int result = session_make(mount, options, message);
+	if (result < 0)
+		return result;
 	if (fuse_session_mount(mount->session, mount->mountpoint) != 0)
 		return fail(message, -ERR_NOT_PERMITTED,
 		            "cannot mount on %s: is /dev/fuse there, is the directory yours, and "
 		            "(for ordinary users) is fusermount3 installed?",
 		            mount->mountpoint);
-	if (passthrough_install(&mount->passthrough, mount->session) < 0)
+	if (passthrough_install(&mount->passthrough, mount->session,
+	                        fuse_session_fd(mount->session)) < 0)
 		return fail(message, -ERR_UNSUPPORTED, "libfuse refused our reads and writes");
+	return 0;
+}
+
+/* A connection that is there: the kernel says nothing that it has said to a predecessor. */
+static int session_inherit(struct mount *mount, const struct mount_options *options,
+                           struct message *message)
+{
+	int result = session_make(mount, options, message);
+	if (result < 0)
+		return result;
+	if (passthrough_install(&mount->passthrough, mount->session, options->device) < 0)
+		return fail(message, -ERR_UNSUPPORTED, "libfuse refused the device");
+	if (mount->passthrough.keep->serving)
+		passthrough_replay(&mount->passthrough);
 	return 0;
 }
 
@@ -244,6 +268,41 @@ static int report(void *context, const char *which, struct buffer *ret_text)
 	return result;
 }
 
+static int mount_begin(struct mount *mount, const struct mount_options *options,
+                       const struct vfs_kernel *kernel, struct message *message)
+{
+	int result = absolute_path(options->mountpoint, &mount->mountpoint, message);
+	if (result >= 0)
+		result = mountpoint_check(mount->mountpoint, message);
+	if (result >= 0)
+		result = notifier_start(mount);
+	if (result >= 0)
+		result = vfs_new(mount->lake, kernel, mount->keep, &mount->vfs);
+	if (result >= 0)
+		result = session_new(mount, options, message);
+	if (result < 0)
+		return result;
+	raise_read_ahead(mount);
+	if (mount->keep)
+		snprintf(keep_root(mount->keep)->mountpoint,
+		         sizeof(keep_root(mount->keep)->mountpoint), "%s", mount->mountpoint);
+	return 0;
+}
+
+/* Nothing here may look at the mount point: nobody would answer. */
+static int mount_inherit(struct mount *mount, const struct mount_options *options,
+                         const struct vfs_kernel *kernel, struct message *message)
+{
+	mount->inherited = true;
+	mount->mountpoint = strdup(keep_root(mount->keep)->mountpoint);
+	int result = mount->mountpoint ? notifier_start(mount) : -ERR_NO_MEMORY;
+	if (result >= 0)
+		result = session_inherit(mount, options, message);
+	if (result >= 0)
+		result = vfs_new(mount->lake, kernel, mount->keep, &mount->vfs);
+	return result;
+}
+
 int mount_new(struct lake *lake, const struct mount_options *options, struct mount **ret_mount,
               struct message *message)
 {
@@ -252,31 +311,41 @@ int mount_new(struct lake *lake, const struct mount_options *options, struct mou
 		return -ERR_NO_MEMORY;
 	mount->lake = lake;
 	mount->threads = options->threads ? options->threads : THREADS_DEFAULT;
+	mount->keep = options->keep;
+	mount->parting = options->parting;
+	mount->context = options->context;
 	/* CAP_SYS_ADMIN in the initial namespace is tried with the first file. */
 	mount->passthrough.wanted = options->passthrough;
+	mount->passthrough.keep = mount->keep ? keep_root(mount->keep) : NULL;
 	const struct vfs_kernel kernel = {.context = mount,
 	                                  .backing_open = backing_open,
 	                                  .backing_close = backing_close,
 	                                  .forget_entry = notify_entry,
 	                                  .forget_inode = notify_inode,
 	                                  .report = report};
-	int result = absolute_path(options->mountpoint, &mount->mountpoint, message);
-	if (result >= 0)
-		result = mountpoint_check(mount->mountpoint, message);
-	if (result >= 0)
-		result = notifier_start(mount);
-	if (result >= 0)
-		result = vfs_new(lake, &kernel, &mount->vfs);
-	if (result >= 0)
-		result = session_new(mount, options, message);
+	int result = mount->keep && options->device >= 0
+	                     ? mount_inherit(mount, options, &kernel, message)
+	                     : mount_begin(mount, options, &kernel, message);
 	if (result < 0) {
 		mount_free(mount);
 		return result;
 	}
-	raise_read_ahead(mount);
 	lake->mountpoint = mount->mountpoint;
 	*ret_mount = mount;
 	return 0;
+}
+
+static void *look_again(void *context)
+{
+	struct mount *mount = context;
+	vfs_look_again(mount->vfs, &mount->looker_ends);
+	return NULL;
+}
+
+static void inherited_serve(struct mount *mount)
+{
+	passthrough_resend(&mount->passthrough);
+	mount->looking = pthread_create(&mount->looker, NULL, look_again, mount) == 0;
 }
 
 int mount_run(struct mount *mount, struct message *message)
@@ -285,6 +354,9 @@ int mount_run(struct mount *mount, struct message *message)
 		return fail(message, -ERR_UNSUPPORTED, "cannot install signal handlers");
 	mount->runner = pthread_self();
 	mount->running = true;
+	mount->served = true;
+	if (mount->inherited)
+		inherited_serve(mount);
 	int result = mount->stopping ? 0 : loop_run(mount->session, mount->threads);
 	mount->running = false;
 	fuse_remove_signal_handlers(mount->session);
@@ -302,19 +374,55 @@ void mount_stop(struct mount *mount)
 		pthread_kill(mount->runner, SIGTERM);
 }
 
+/* As fuse_session_unmount does it for its own mounts: our end of the connection goes first, so that
+ * nothing waits for an answer. */
+static void unmount_inherited(struct mount *mount)
+{
+	int device = fuse_session_fd(mount->session);
+	struct pollfd gone = {.fd = device};
+	bool mounted = poll(&gone, 1, 0) == 0;
+	CLEANUP(close_descriptor) int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (nothing >= 0)
+		dup3(nothing, device, O_CLOEXEC);
+	if (mounted)
+		unmount_lazily(mount->mountpoint);
+}
+
+/* The mount goes, lazily when it is in use. What is not ours to end stays. */
+static void unmount(struct mount *mount)
+{
+	if (!mount->session || (mount->inherited && !mount->served))
+		return;
+	if (mount->keep)
+		keep_root(mount->keep)->ended = true;
+	if (mount->parting)
+		mount->parting(mount->context);
+	if (mount->inherited)
+		unmount_inherited(mount);
+	else
+		fuse_session_unmount(mount->session);
+}
+
 void mount_free(struct mount *mount)
 {
 	if (!mount)
 		return;
 	mount->lake->mountpoint = NULL;
-	if (mount->session) /* lazily, when it is still mounted and in use */
-		fuse_session_unmount(mount->session);
+	unmount(mount);
+	mount->looker_ends = true;
+	if (mount->looking)
+		pthread_join(mount->looker, NULL);
 	notifier_stop(mount);
 	vfs_free(mount->vfs);
 	if (mount->session)
 		fuse_session_destroy(mount->session);
 	free(mount->mountpoint);
 	free(mount);
+}
+
+int mount_device(const struct mount *mount)
+{
+	return fuse_session_fd(mount->session);
 }
 
 bool mount_passthrough(const struct mount *mount)
@@ -339,6 +447,8 @@ void mount_metrics(struct mount *mount, struct buffer *buffer)
 	        {"lake_mount_stale_nodes_total", "counter", stats.stale},
 	        {"lake_mount_moves_total", "counter", stats.moves},
 	        {"lake_mount_passthrough", "gauge", mount_passthrough(mount)},
+	        {"lake_mount_starts_total", "counter",
+	         mount->keep ? keep_root(mount->keep)->starts : 1},
 	};
 	for (size_t i = 0; i < ARRAY_SIZE(metrics); i++) {
 		char line[256];

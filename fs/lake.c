@@ -422,12 +422,13 @@ int lake_clone(const char *url, const char *directory, struct message *message)
 
 /* -- opening -- */
 
-static int lake_lock(struct lake *lake, struct message *message)
+static int lake_lock(struct lake *lake, int lock_fd, struct message *message)
 {
 	CLEANUP(free_pointer) char *path = path_join(lake->directory, "lock");
 	if (!path)
 		return -ERR_NO_MEMORY;
-	lake->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	lake->lock_fd = lock_fd >= 0 ? fcntl(lock_fd, F_DUPFD_CLOEXEC, 0)
+	                             : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
 	if (lake->lock_fd < 0)
 		return fail(message, error_system(errno), "cannot open %s: %s", path,
 		            strerror(errno));
@@ -480,7 +481,7 @@ static int open_store(struct lake *lake, struct message *message)
 	return error;
 }
 
-static int open_local(struct lake *lake, struct message *message)
+static int open_local(struct lake *lake, const struct lake_legacy *legacy, struct message *message)
 {
 	static const char *const tables[] = {"records", "commits"};
 	CLEANUP(free_pointer) char *index = path_join(lake->directory, "index");
@@ -494,6 +495,8 @@ static int open_local(struct lake *lake, struct message *message)
 	int error = kv_open(index, &kv_options, &lake->index, message);
 	if (!error)
 		error = state_open(state, &lake->state, message);
+	if (!error && legacy->state_opened)
+		legacy->state_opened(legacy->context, lake->state);
 	if (!error)
 		error = odb_new(lake->store, &(struct odb_options){.index = lake->index},
 		                &lake->odb);
@@ -513,6 +516,8 @@ static int open_local(struct lake *lake, struct message *message)
 	                                    .history = lake->history,
 	                                    .cache = lake->cache,
 	                                    .staging_directory = staging,
+	                                    .staging_kept = legacy->staging,
+	                                    .staging_kept_count = legacy->staging_count,
 	                                    .copy_up_bytes_max = lake->config.copy_up_bytes_max,
 	                                    .refresh_ms = lake->config.refresh_ms},
 	        &lake->worktrees, message);
@@ -527,6 +532,13 @@ static int open_webhooks(struct lake *lake)
 }
 
 int lake_open(const char *directory, struct lake **ret_lake, struct message *message)
+{
+	const struct lake_legacy nothing = {.lock_fd = -1};
+	return lake_inherit(directory, &nothing, ret_lake, message);
+}
+
+int lake_inherit(const char *directory, const struct lake_legacy *legacy, struct lake **ret_lake,
+                 struct message *message)
 {
 	struct lake *lake = calloc(1, sizeof *lake);
 	if (!lake)
@@ -545,11 +557,11 @@ int lake_open(const char *directory, struct lake **ret_lake, struct message *mes
 	else
 		error = config_read(lake->directory, &lake->config, message);
 	if (!error)
-		error = lake_lock(lake, message);
+		error = lake_lock(lake, legacy->lock_fd, message);
 	if (!error)
 		error = open_store(lake, message);
 	if (!error)
-		error = open_local(lake, message);
+		error = open_local(lake, legacy, message);
 	if (!error)
 		error = open_webhooks(lake);
 	if (error < 0) {

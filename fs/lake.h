@@ -43,6 +43,7 @@ struct lake {
 	struct cache *cache;
 	struct worktrees *worktrees;
 	struct webhooks *webhooks;
+	_Atomic uint32_t *commands; /* counts those under way, for a successor; NULL: nobody */
 	const char *mountpoint; /* absolute, while this process has it mounted (fs/mount.h); else
 	                           NULL */
 };
@@ -54,6 +55,17 @@ int lake_init(const char *directory, const char *url, const char *author, struct
 int lake_clone(const char *url, const char *directory, struct message *message);
 /* -ERR_NO_LAKE; -ERR_BUSY when another process has it (the message names its pid). */
 int lake_open(const char *directory, struct lake **ret_lake, struct message *message);
+/* The same after a process that was killed while others went on using what it had given them. */
+struct lake_legacy {
+	int lock_fd;       /* locked already; -1: not */
+	uint64_t *staging; /* numbers of staging files that must stay, whether named or not */
+	size_t staging_count;
+	/* The journal was read, and nothing written to it. May be NULL. */
+	void (*state_opened)(void *context, const struct state *state);
+	void *context;
+};
+int lake_inherit(const char *directory, const struct lake_legacy *legacy, struct lake **ret_lake,
+                 struct message *message);
 void lake_close(struct lake *lake); /* accepts NULL */
 
 /* Where is the lake? `given` (--lake) else $LAKE_DIR, else the mount the current directory is in,

@@ -1,6 +1,7 @@
 /*
  * Hides how nodes are found: three chained hash tables that share one size and double together.
- * Ids are sequential, so their own low bits are a perfect hash.
+ * Ids are sequential, so their own low bits are a perfect hash. And what of a node is kept for a
+ * successor of this process.
  */
 #include "fs/nodes.h"
 
@@ -15,6 +16,21 @@ struct nodes {
 	size_t buckets;                              /* a power of two */
 	_Atomic(uint64_t) count;
 	uint64_t next_id;
+	struct keep *keep; /* may be NULL */
+};
+
+/* Of two with one id, which a kill during a renaming leaves, the later counts. */
+struct kept_node {
+	uint64_t id, parent, shown;
+	uint64_t lookups, number, tag;
+	uint32_t serial;
+	uint8_t kind, flags;
+	bool directory;
+	char name[];
+};
+struct kept_view {
+	uint64_t node;
+	struct pointer commit;
 };
 
 struct scope *scope_ref(struct scope *scope)
@@ -214,6 +230,128 @@ struct node *nodes_by_number(struct nodes *nodes, const struct scope *scope, uin
 	return node;
 }
 
+/* -- in the keep -- */
+
+/* A record for the node under this name, not there yet; NULL: no memory. */
+static struct kept_node *kept_make(struct nodes *nodes, const struct node *node,
+                                   const struct node *parent, const char *name, unsigned flags)
+{
+	size_t length = strlen(name);
+	struct kept_node *kept = keep_new(nodes->keep, sizeof(*kept) + length + 1);
+	if (!kept)
+		return NULL;
+	kept->id = node->id;
+	kept->parent = parent ? parent->id : 0;
+	kept->shown = node->shown;
+	kept->lookups = node->lookups;
+	kept->number = node->number;
+	kept->tag = node->tag;
+	kept->serial = node->kept ? node->kept->serial + 1 : 0;
+	kept->kind = node->kind;
+	kept->flags = (uint8_t)flags;
+	kept->directory = node->directory;
+	memcpy(kept->name, name, length + 1);
+	return kept;
+}
+
+static void kept_replace(struct nodes *nodes, struct node *node, struct kept_node *kept)
+{
+	struct kept_node *old = node->kept;
+	keep_publish(kept, KEEP_NODE);
+	node->kept = kept;
+	keep_drop(nodes->keep, old);
+}
+
+static int view_keep(struct nodes *nodes, struct node *node)
+{
+	struct kept_view *view = keep_new(nodes->keep, sizeof(*view));
+	if (!view)
+		return -ERR_NO_MEMORY;
+	view->node = node->id;
+	view->commit = node->scope->commit->self;
+	keep_publish(view, KEEP_SCOPE);
+	node->kept_more = view;
+	return 0;
+}
+
+static int node_keep(struct nodes *nodes, struct node *node)
+{
+	if (!nodes->keep || node->id == NODE_ROOT_ID)
+		return 0;
+	struct kept_node *kept = kept_make(nodes, node, node->parent, node->name, node->flags);
+	if (!kept)
+		return -ERR_NO_MEMORY;
+	bool view = node->kind == NODE_TOP && node->scope && node->scope->commit;
+	if (view && view_keep(nodes, node) < 0) {
+		keep_drop(nodes->keep, kept);
+		return -ERR_NO_MEMORY;
+	}
+	keep_root(nodes->keep)->next_node = nodes->next_id;
+	keep_publish(kept, KEEP_NODE);
+	node->kept = kept;
+	return 0;
+}
+
+static void flags_keep(struct node *node)
+{
+	if (node->kept)
+		node->kept->flags =
+		        node->flags & (NODE_DETACHED | NODE_LINKED | NODE_NAMELESS | NODE_BOUND);
+}
+
+void nodes_looked_up(struct node *node)
+{
+	node->lookups++;
+	if (node->kept)
+		node->kept->lookups = node->lookups;
+}
+
+void nodes_linked(struct node *node)
+{
+	node->flags |= NODE_LINKED;
+	flags_keep(node);
+}
+
+void nodes_directory(struct node *node)
+{
+	node->directory = true;
+	if (node->kept)
+		node->kept->directory = true;
+}
+
+void nodes_orphan_changed(struct nodes *nodes, struct node *node)
+{
+	if (!nodes->keep)
+		return;
+	void *old = node->kept_more;
+	CLEANUP(buffer_release) struct buffer bytes = {0};
+	struct kept_inode *kept = NULL;
+	if (node->orphan) {
+		inode_encode(&bytes, node->orphan);
+		if (buffer_check(&bytes) == 0)
+			kept = keep_new(nodes->keep, sizeof(*kept) + bytes.length);
+	}
+	if (kept) { /* without memory a successor will call it stale */
+		kept->node = node->id;
+		kept->number = node->orphan->number;
+		kept->length = (uint32_t)bytes.length;
+		memcpy(kept->bytes, bytes.data, bytes.length);
+		keep_publish(kept, KEEP_ORPHAN);
+	}
+	node->kept_more = kept;
+	keep_drop(nodes->keep, old);
+}
+
+int kept_inode_read(const struct kept_inode *kept, struct inode *ret_inode)
+{
+	int result = inode_decode(kept->bytes, kept->length, ret_inode);
+	if (result == 0)
+		ret_inode->number = kept->number;
+	return result;
+}
+
+/* -- changes -- */
+
 struct node *nodes_add(struct nodes *nodes, enum node_kind kind, struct node *parent,
                        const char *name, struct scope *scope, uint64_t shown)
 {
@@ -232,6 +370,10 @@ struct node *nodes_add(struct nodes *nodes, enum node_kind kind, struct node *pa
 	node->parent = parent;
 	node->scope = scope_ref(scope);
 	node->shown = shown;
+	if (node_keep(nodes, node) < 0) {
+		node_free(node);
+		return NULL;
+	}
 	if (parent)
 		parent->pins++;
 	CHAIN(id_bucket(nodes, node->id), node, id_next);
@@ -257,22 +399,39 @@ int nodes_rename(struct nodes *nodes, struct node *node, struct node *parent, co
                  struct node **ret_dead)
 {
 	char *copy = strdup(name);
-	if (!copy)
+	unsigned flags = node->flags & ~(unsigned)NODE_NAMELESS;
+	struct kept_node *kept =
+	        copy && nodes->keep ? kept_make(nodes, node, parent, name, flags) : NULL;
+	if (!copy || (nodes->keep && !kept)) {
+		free(copy);
 		return -ERR_NO_MEMORY;
+	}
 	name_leave(nodes, node);
 	struct node *old = node->parent;
 	free(node->name);
 	node->name = copy;
 	node->parent = parent;
 	parent->pins++;
-	node->flags &= (uint8_t)~NODE_NAMELESS;
+	node->flags = (uint8_t)flags;
+	if (kept)
+		kept_replace(nodes, node, kept);
 	name_enter(nodes, node);
 	nodes_unpin(nodes, old, ret_dead);
 	return 0;
 }
 
-void nodes_exchange(struct nodes *nodes, struct node *a, struct node *b)
+int nodes_exchange(struct nodes *nodes, struct node *a, struct node *b)
 {
+	struct kept_node *kept_a = NULL, *kept_b = NULL;
+	if (nodes->keep) {
+		kept_a = kept_make(nodes, a, b->parent, b->name, a->flags);
+		kept_b = kept_make(nodes, b, a->parent, a->name, b->flags);
+		if (!kept_a || !kept_b) {
+			keep_drop(nodes->keep, kept_a);
+			keep_drop(nodes->keep, kept_b);
+			return -ERR_NO_MEMORY;
+		}
+	}
 	name_leave(nodes, a);
 	name_leave(nodes, b);
 	char *name = a->name;
@@ -281,14 +440,20 @@ void nodes_exchange(struct nodes *nodes, struct node *a, struct node *b)
 	a->parent = b->parent;
 	b->name = name;
 	b->parent = parent;
+	if (kept_a) {
+		kept_replace(nodes, a, kept_a);
+		kept_replace(nodes, b, kept_b);
+	}
 	name_enter(nodes, a);
 	name_enter(nodes, b);
+	return 0;
 }
 
 void nodes_unname(struct nodes *nodes, struct node *node)
 {
 	name_leave(nodes, node);
 	node->flags |= NODE_NAMELESS;
+	flags_keep(node);
 }
 
 void nodes_detach(struct nodes *nodes, struct node *node)
@@ -297,10 +462,18 @@ void nodes_detach(struct nodes *nodes, struct node *node)
 	if (is_numbered(node))
 		UNCHAIN(number_bucket(nodes, node->number), node, number_next);
 	node->flags |= NODE_DETACHED;
+	flags_keep(node);
 }
 
-void nodes_bind(struct nodes *nodes, struct node *node, uint64_t epoch, uint64_t number)
+void nodes_bind(struct nodes *nodes, struct node *node, uint64_t epoch, uint64_t number,
+                uint64_t tag)
 {
+	if (node->kept) {
+		/* In this order both halves of a change are still taken for the same file. */
+		node->kept->tag = tag;
+		node->kept->number = number;
+	}
+	node->tag = tag;
 	if (node->number != number) {
 		if (is_numbered(node))
 			UNCHAIN(number_bucket(nodes, node->number), node, number_next);
@@ -310,6 +483,7 @@ void nodes_bind(struct nodes *nodes, struct node *node, uint64_t epoch, uint64_t
 	}
 	node->epoch = epoch;
 	node->flags |= NODE_BOUND;
+	flags_keep(node);
 }
 
 static void kill_if_unused(struct nodes *nodes, struct node *node, struct node **ret_dead)
@@ -320,6 +494,8 @@ static void kill_if_unused(struct nodes *nodes, struct node *node, struct node *
 			nodes_detach(nodes, node);
 		UNCHAIN(id_bucket(nodes, node->id), node, id_next);
 		nodes->count--;
+		keep_drop(nodes->keep, steal(&node->kept));
+		keep_drop(nodes->keep, steal(&node->kept_more));
 		node->id_next = *ret_dead;
 		*ret_dead = node;
 		if (parent) {
@@ -340,6 +516,8 @@ void nodes_unpin(struct nodes *nodes, struct node *node, struct node **ret_dead)
 void nodes_forget(struct nodes *nodes, struct node *node, uint64_t lookups, struct node **ret_dead)
 {
 	node->lookups = lookups < node->lookups ? node->lookups - lookups : 0;
+	if (node->kept)
+		node->kept->lookups = node->lookups;
 	kill_if_unused(nodes, node, ret_dead);
 }
 
@@ -384,4 +562,160 @@ void nodes_below(struct nodes *nodes, const struct node *ancestor,
 uint64_t nodes_count(const struct nodes *nodes)
 {
 	return nodes->count;
+}
+
+int nodes_ids(struct nodes *nodes, uint64_t **ret_ids, size_t *ret_count)
+{
+	size_t count = 0;
+	uint64_t *ids = calloc(nodes->count + 1, sizeof(*ids));
+	if (!ids)
+		return -ERR_NO_MEMORY;
+	for (size_t i = 0; i < nodes->buckets; i++)
+		for (struct node *node = nodes->by_id[i]; node; node = node->id_next)
+			ids[count++] = node->id;
+	*ret_ids = ids;
+	*ret_count = count;
+	return 0;
+}
+
+/* -- after a start that follows a crash -- */
+
+/* In the index of ids alone, and without a number: grow() moves what has one. */
+static int restore_node(struct nodes *nodes, struct kept_node *kept)
+{
+	struct node *node = nodes_by_id(nodes, kept->id);
+	if (node) { /* a kill between the two steps of a renaming */
+		bool newer = (int32_t)(kept->serial - node->kept->serial) > 0;
+		keep_drop(nodes->keep, newer ? node->kept : kept);
+		node->kept = newer ? kept : node->kept;
+		return 0;
+	}
+	if (nodes->count >= nodes->buckets)
+		grow(nodes);
+	node = calloc(1, sizeof(*node));
+	if (!node)
+		return -ERR_NO_MEMORY;
+	node->id = kept->id;
+	node->kept = kept;
+	CHAIN(id_bucket(nodes, node->id), node, id_next);
+	nodes->count++;
+	if (node->id >= nodes->next_id)
+		nodes->next_id = node->id + 1;
+	return 0;
+}
+
+static int restore_any(void *context, enum keep_kind kind, void *record)
+{
+	return kind == KEEP_NODE ? restore_node(context, record) : 0;
+}
+
+/* Its fields and its place among the others, which are all in the index of ids. */
+static int restore_place(struct nodes *nodes, struct node *node)
+{
+	const struct kept_node *kept = node->kept;
+	struct node *parent = nodes_by_id(nodes, kept->parent);
+	node->kind = kept->kind;
+	node->flags = kept->flags;
+	node->directory = kept->directory;
+	node->shown = kept->shown;
+	node->lookups = kept->lookups;
+	node->tag = kept->tag;
+	node->epoch = EPOCH_RESTORED;
+	node->name = strdup(kept->name);
+	if (!node->name)
+		return -ERR_NO_MEMORY;
+	if (!parent)
+		parent = nodes_by_id(nodes, NODE_ROOT_ID);
+	if (parent->id != kept->parent ||
+	    (is_named(node) && nodes_by_name(nodes, parent, node->name)))
+		node->flags |= NODE_DETACHED;
+	node->parent = parent;
+	parent->pins++;
+	node->number = kept->number;
+	if (is_named(node))
+		CHAIN(name_bucket(nodes, parent, node->name), node, name_next);
+	if (is_numbered(node))
+		CHAIN(number_bucket(nodes, node->number), node, number_next);
+	return 0;
+}
+
+static int restore_more(void *context, enum keep_kind kind, void *record)
+{
+	struct nodes *nodes = context;
+	if (kind != KEEP_SCOPE && kind != KEEP_ORPHAN)
+		return 0;
+	uint64_t id = *(const uint64_t *)record; /* both begin with it */
+	struct node *node = nodes_by_id(nodes, id);
+	struct inode *orphan = NULL;
+	int result = 0;
+	if (node && kind == KEEP_ORPHAN && !node->orphan) {
+		orphan = calloc(1, sizeof(*orphan));
+		result = orphan ? kept_inode_read(record, orphan) : -ERR_NO_MEMORY;
+	}
+	if (result < 0 || !node || node->kept_more) {
+		free(orphan);
+		keep_drop(nodes->keep, record);
+		return result == -ERR_NO_MEMORY ? result : 0;
+	}
+	node->orphan = orphan;
+	node->kept_more = record;
+	return 0;
+}
+
+int nodes_keep(struct nodes *nodes, struct keep *keep)
+{
+	nodes->keep = keep;
+	int result = keep_each(keep, restore_any, nodes);
+	if (keep_root(keep)->next_node > nodes->next_id)
+		nodes->next_id = keep_root(keep)->next_node;
+	for (size_t i = 0; result == 0 && i < nodes->buckets; i++)
+		for (struct node *node = nodes->by_id[i]; node && result == 0; node = node->id_next)
+			if (node->kept)
+				result = restore_place(nodes, node);
+	return result == 0 ? keep_each(keep, restore_more, nodes) : result;
+}
+
+/* A node's scope is that of the top above it. */
+static struct node *top_of(struct node *node)
+{
+	while (node && node->kind != NODE_TOP)
+		node = node->parent;
+	return node;
+}
+
+static void restore_scope(struct nodes *nodes, struct node *top, scope_open_fn *open, void *context)
+{
+	const struct kept_view *view = top->kept_more;
+	if (!(top->flags & NODE_DETACHED) || view)
+		top->scope = open(context, top->name, view ? &view->commit : NULL);
+	if (top->scope)
+		return;
+	top->scope = calloc(1, sizeof(*top->scope)); /* shows nothing */
+	if (top->scope)
+		top->scope->references = 1;
+	if (!(top->flags & NODE_DETACHED))
+		nodes_detach(nodes, top);
+}
+
+void nodes_restore_scopes(struct nodes *nodes, scope_open_fn *open, void *context)
+{
+	for (size_t i = 0; i < nodes->buckets; i++)
+		for (struct node *node = nodes->by_id[i]; node; node = node->id_next)
+			if (node->kind == NODE_TOP)
+				restore_scope(nodes, node, open, context);
+	for (size_t i = 0; i < nodes->buckets; i++)
+		for (struct node *node = nodes->by_id[i]; node; node = node->id_next)
+			if (node->kind == NODE_ENTRY && top_of(node))
+				node->scope = scope_ref(top_of(node)->scope);
+}
+
+void nodes_sweep(struct nodes *nodes, struct node **ret_dead)
+{
+	CLEANUP(free_pointer) uint64_t *ids = NULL;
+	size_t count = 0;
+	if (nodes_ids(nodes, &ids, &count) < 0)
+		return;
+	for (size_t i = 0; i < count; i++)
+		if (nodes_by_id(nodes, ids[i]))
+			kill_if_unused(nodes, nodes_by_id(nodes, ids[i]), ret_dead);
 }

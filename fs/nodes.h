@@ -9,7 +9,10 @@
  *             (2) a child pins its parent: following `parent` is always safe;
  *             (3) a node in the name index is the only one of its (parent, name); a detached node
  *             is in no index but that of ids.
- * Memory:     about 130 bytes and the name for each: a million nodes must fit easily.
+ *             (4) with a keep, every node is in it before anybody learns its id, and each change
+ *             of what a successor needs to know of it is there when the function returns.
+ * Memory:     about 150 bytes and the name for each, and 72 and the name in the keep: a million
+ *             nodes must fit easily.
  * Threads:    every function wants the table's lock, which guards the table and all fields of
  *             nodes marked [table]. Lock order: it is the innermost of the vfs's locks; nothing
  *             that can block is done under it.
@@ -19,9 +22,11 @@
 
 #include <stdatomic.h>
 
+#include "fs/keep.h"
 #include "fs/worktree.h"
 
 #define NODE_ROOT_ID 1
+#define EPOCH_RESTORED UINT64_MAX /* no working tree's: what holds was true in another process */
 
 enum node_kind {
 	NODE_ROOT,    /* the list of branches */
@@ -48,6 +53,7 @@ struct scope *scope_ref(struct scope *scope);
 void scope_unref(struct scope *scope); /* may block: not under the lock; accepts NULL */
 
 struct open_state;
+struct kept_node;
 struct node {
 	uint64_t id;
 	uint64_t lookups;    /* [table] references of the kernel */
@@ -68,10 +74,23 @@ struct node {
 	struct pointer *tree;    /* directories: owned, NULL while number != 0 */
 	struct open_state *open; /* the open locks' (fs/vfs_open.c); NULL: not open */
 	struct inode *orphan;    /* [table] its record once its last name is gone; owned */
+	/* [table] In the keep; NULL without one. `kept_more`: a view's commit, an orphan's record.
+	 */
+	struct kept_node *kept;
+	void *kept_more;
 };
 
 struct nodes;
 int nodes_new(struct nodes **ret_nodes); /* with the root */
+/* Once, before any node but the root is made. Nodes that are kept are made anew, unbound, all but
+ * their scopes (see nodes_restore_scopes). */
+int nodes_keep(struct nodes *nodes, struct keep *keep);
+/* For each top its scope: of a view, `commit` is what it shows; of a branch, NULL, and its name
+ * tells. What cannot be had again (NULL) is detached. */
+typedef struct scope *scope_open_fn(void *context, const char *name, const struct pointer *commit);
+void nodes_restore_scopes(struct nodes *nodes, scope_open_fn *open, void *context);
+/* Nodes that nobody references: a crash can leave some. */
+void nodes_sweep(struct nodes *nodes, struct node **ret_dead);
 /* Every node must be gone but those the kernel still counts: yields them chained by id_next. */
 struct node *nodes_empty(struct nodes *nodes);
 void nodes_free(struct nodes *nodes);
@@ -90,11 +109,18 @@ struct node *nodes_add(struct nodes *nodes, enum node_kind kind, struct node *pa
  * -ERR_NO_MEMORY: nothing changed. `ret_dead`: see nodes_unpin. */
 int nodes_rename(struct nodes *nodes, struct node *node, struct node *parent, const char *name,
                  struct node **ret_dead);
-void nodes_exchange(struct nodes *nodes, struct node *a, struct node *b);
+int nodes_exchange(struct nodes *nodes, struct node *a, struct node *b); /* as nodes_rename */
 /* Forget the primary name but keep the number: another name leads here. */
 void nodes_unname(struct nodes *nodes, struct node *node);
 void nodes_detach(struct nodes *nodes, struct node *node);
-void nodes_bind(struct nodes *nodes, struct node *node, uint64_t epoch, uint64_t number);
+void nodes_bind(struct nodes *nodes, struct node *node, uint64_t epoch, uint64_t number,
+                uint64_t tag);
+/* One more reference of the kernel. */
+void nodes_looked_up(struct node *node);
+void nodes_linked(struct node *node); /* NODE_LINKED */
+void nodes_directory(struct node *node);
+/* Its `orphan` was set, changed or taken away. */
+void nodes_orphan_changed(struct nodes *nodes, struct node *node);
 static inline void nodes_pin(struct node *node)
 {
 	node->pins++;
@@ -111,6 +137,17 @@ void nodes_children(struct nodes *nodes, const struct node *parent,
 /* The same for every attached node below `ancestor`, in no order. */
 void nodes_below(struct nodes *nodes, const struct node *ancestor,
                  void (*callback)(void *context, struct node *node), void *context);
+/* Every id in the table; allocated. */
+int nodes_ids(struct nodes *nodes, uint64_t **ret_ids, size_t *ret_count);
 uint64_t nodes_count(const struct nodes *nodes);
+
+/* -- records in a keep: an inode's, as kept for orphans and open files -- */
+struct kept_inode {
+	uint64_t node;
+	uint64_t number; /* which the encoding lacks */
+	uint32_t length;
+	uint8_t bytes[];
+};
+int kept_inode_read(const struct kept_inode *kept, struct inode *ret_inode);
 
 #endif

@@ -426,7 +426,7 @@ static int fill_slot(struct worktree *worktree, struct slot *slot, const struct 
                      int64_t now, struct message *message)
 {
 	uint64_t overlay = worktree->overlay;
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	CLEANUP(state_batch_release) struct state_batch batch = {.decides = true};
 	slot_put(&batch, overlay, slot, inode->number, inode->attributes.mode);
 	overlay_put_inode(&batch, overlay, inode);
 	touch_directory(&batch, overlay, &slot->directory, now);
@@ -595,6 +595,7 @@ static int remove_slot(struct worktree *worktree, struct slot *slot, struct vict
 	touch_directory(&batch, overlay, &slot->directory, now);
 	if (victim->inode.number != 0)
 		r = drop_name(&batch, overlay, &victim->inode, now, ret_last);
+	batch.decides = true;
 	return r != 0 ? r : overlay_commit(worktree->trees, &batch, message);
 }
 
@@ -679,7 +680,7 @@ static int rename_apply(struct worktree *worktree, struct renaming *renaming,
 	uint64_t overlay = worktree->overlay;
 	int64_t now = clock_wall_ns();
 	struct slot *from = &renaming->from, *to = &renaming->to;
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	CLEANUP(state_batch_release) struct state_batch batch = {.decides = true};
 	int r = 0;
 	slot_put(&batch, overlay, to, from->entry.number, from->entry.mode);
 	if (renaming->flags & RENAME_EXCHANGE) {
@@ -733,7 +734,7 @@ int worktree_rename(struct worktree *worktree, uint64_t from_parent, const char 
 /* Under table_lock. */
 static int put_inode(struct worktree *worktree, const struct inode *inode, struct message *message)
 {
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	CLEANUP(state_batch_release) struct state_batch batch = {.decides = true};
 	overlay_put_inode(&batch, worktree->overlay, inode);
 	return overlay_commit(worktree->trees, &batch, message);
 }

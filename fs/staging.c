@@ -380,7 +380,7 @@ static int by_number(const void *a, const void *b)
 
 /* Unlink what is not in `named`; mark what is. */
 static int clean_shard(struct worktrees *trees, unsigned shard, const uint64_t *named, size_t count,
-                       uint8_t *seen)
+                       const struct buffer *kept, uint8_t *seen)
 {
 	char path[3];
 	snprintf(path, sizeof(path), "%02x", shard);
@@ -402,20 +402,23 @@ static int clean_shard(struct worktrees *trees, unsigned shard, const uint64_t *
 		                  : NULL;
 		if (found != NULL)
 			seen[found - named] = 1;
-		else
+		else if (kept->length == 0 ||
+		         !bsearch(&number, kept->data, kept->length / sizeof(number),
+		                  sizeof(number), by_number))
 			unlinkat(fd, entry->d_name, 0);
 	}
 	closedir(directory);
 	return 0;
 }
 
-static int clean_all(struct worktrees *trees, const uint64_t *named, size_t count)
+static int clean_all(struct worktrees *trees, const uint64_t *named, size_t count,
+                     const struct buffer *kept)
 {
 	CLEANUP(free_pointer) uint8_t *seen = calloc(count + 1, 1);
 	if (seen == NULL)
 		return -ERR_NO_MEMORY;
 	for (unsigned shard = 0; shard < 256; shard++) {
-		int r = clean_shard(trees, shard, named, count, seen);
+		int r = clean_shard(trees, shard, named, count, kept, seen);
 		if (r != 0)
 			return r;
 	}
@@ -430,17 +433,24 @@ static int clean_all(struct worktrees *trees, const uint64_t *named, size_t coun
 }
 
 int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t count,
-                  struct message *message)
+                  const uint64_t *kept, size_t kept_count, struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer named = {0};
-	int r = 0;
+	CLEANUP(buffer_release) struct buffer sorted = {0};
+	if (kept_count > 0) {
+		buffer_append(&sorted, kept, kept_count * sizeof(*kept));
+		if (buffer_check(&sorted) == 0)
+			qsort(sorted.data, kept_count, sizeof(*kept), by_number);
+	}
+	int r = buffer_check(&sorted);
 	for (size_t i = 0; r == 0 && i < count; i++)
 		r = overlay_inodes(trees, overlays[i], note_staging, &named);
 	size_t named_count = named.length / sizeof(uint64_t);
 	if (r == 0 && named_count > 0)
 		qsort(named.data, named_count, sizeof(uint64_t), by_number);
 	if (r == 0)
-		r = clean_all(trees, (const uint64_t *)(const void *)named.data, named_count);
+		r = clean_all(trees, (const uint64_t *)(const void *)named.data, named_count,
+		              &sorted);
 	return r == 0 ? 0
 	              : fail(message, r, "cannot check the staging files in %s: %s",
 	                     trees->staging_directory, error_text(r));

@@ -63,7 +63,11 @@ struct state {
 
 	pthread_mutex_t number_lock;
 	uint64_t number_next, number_end;
+
+	uint64_t opened_sequence, opened_end; /* of the journal, as it was found */
 };
+
+static _Thread_local struct state_mark *watched;
 
 /* -- applying -- */
 
@@ -250,6 +254,20 @@ static int append_and_apply(struct state *state, struct state_batch *batch)
 	return 0;
 }
 
+/* Under lock. */
+static int append_marked(struct state *state, struct state_batch *batch)
+{
+	struct state_mark *mark = batch->decides ? watched : NULL;
+	if (mark != NULL) {
+		mark->offset = state->journal.end;
+		mark->sequence = state->journal.sequence;
+	}
+	int r = append_and_apply(state, batch);
+	if (r != 0 && mark != NULL)
+		mark->sequence = 0;
+	return r;
+}
+
 int state_commit(struct state *state, struct state_batch *batch, struct message *message)
 {
 	int r = buffer_check(&batch->bytes);
@@ -261,7 +279,7 @@ int state_commit(struct state *state, struct state_batch *batch, struct message 
 	uint64_t before = state->journal.end;
 	r = usable(state);
 	if (r == 0)
-		r = append_and_apply(state, batch);
+		r = append_marked(state, batch);
 	bool first = before == JOURNAL_HEADER;
 	bool large = state->journal.end >= FOLD_BYTES || state->changes >= FOLD_CHANGES;
 	/* When the folder does not keep up this thread folds, unless folding fails. */
@@ -274,6 +292,20 @@ int state_commit(struct state *state, struct state_batch *batch, struct message 
 	return r == 0 ? 0
 	              : fail(message, r, "cannot write to the journal of uncommitted changes: %s",
 	                     error_text(r));
+}
+
+void state_watch(struct state_mark *mark)
+{
+	watched = mark;
+}
+
+bool state_landed(const struct state *state, const struct state_mark *mark)
+{
+	uint64_t sequence = mark->sequence;
+	if (sequence == 0 || sequence > state->opened_sequence)
+		return false;
+	/* An earlier segment is folded, and was not before the write had ended. */
+	return sequence < state->opened_sequence || mark->offset < state->opened_end;
 }
 
 int state_sync(struct state *state)
@@ -569,6 +601,8 @@ static int load(struct state *state, const char *directory, struct message *mess
 	state->number_next = state->number_end;
 	state->first_ms = state->last_ms = clock_monotonic_ms();
 	state->appended = 1; /* what was replayed may be in the page cache only */
+	state->opened_sequence = state->journal.sequence;
+	state->opened_end = state->journal.end;
 	return 0;
 }
 

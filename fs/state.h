@@ -20,6 +20,8 @@
 #ifndef FS_STATE_H
 #define FS_STATE_H
 
+#include <stdatomic.h>
+
 #include "store/kv.h"
 
 enum state_table {
@@ -38,6 +40,7 @@ void state_close(struct state *state); /* folds; accepts NULL */
 struct state_batch {
 	struct buffer bytes;
 	uint32_t count;
+	bool decides; /* state_watch wants to know of it */
 };
 void state_put(struct state_batch *batch, enum state_table table, const void *key,
                size_t key_length, const void *value, size_t value_length);
@@ -48,6 +51,17 @@ void state_batch_release(struct state_batch *batch);
 /* The batch is sealed in place: commit it once. An empty one is 0 at once.
  * -ERR_NO_SPACE, -ERR_NO_MEMORY, -ERR_TOO_LARGE: nothing happened. */
 int state_commit(struct state *state, struct state_batch *batch, struct message *message);
+/* Where in the journal a batch lies. In memory that outlives this process it tells whether the
+ * batch was written, however the process ended: `sequence` is set before the write, and 0 again
+ * after a failed one. */
+struct state_mark {
+	_Atomic uint64_t sequence, offset;
+};
+/* This thread's next batches that decide something are marked there. NULL: none are. */
+void state_watch(struct state_mark *mark);
+/* Was the batch marked by a process before this one in the journal when it was opened? Until a mark
+ * is known to be of no batch, nothing may be committed: the place would be another batch's. */
+bool state_landed(const struct state *state, const struct state_mark *mark);
 int state_sync(struct state *state); /* concurrent callers share one fdatasync */
 int state_fold(struct state *state, struct message *message);
 

@@ -9,7 +9,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
-int vfs_new(struct lake *lake, const struct vfs_kernel *kernel, struct vfs **ret_vfs)
+int vfs_new(struct lake *lake, const struct vfs_kernel *kernel, struct keep *keep,
+            struct vfs **ret_vfs)
 {
 	struct vfs *vfs = calloc(1, sizeof(*vfs));
 	if (!vfs)
@@ -30,6 +31,13 @@ int vfs_new(struct lake *lake, const struct vfs_kernel *kernel, struct vfs **ret
 		pthread_mutex_init(&vfs->stripes[i].lock, NULL);
 		pthread_cond_init(&vfs->stripes[i].changed, NULL);
 	}
+	vfs->keep = keep;
+	vfs->next_handle = 1;
+	result = keep ? vfs_restore(vfs) : 0;
+	if (result < 0) {
+		vfs_free(vfs);
+		return result;
+	}
 	vfs_observe(vfs, true);
 	*ret_vfs = vfs;
 	return 0;
@@ -42,6 +50,9 @@ void vfs_free(struct vfs *vfs)
 	vfs_observe(vfs, false);
 	while (vfs->files) /* only when the kernel was cut off: it releases what it opened */
 		vfs_release(vfs, vfs->files);
+	while (vfs->directories)
+		vfs_releasedir(vfs, vfs->directories);
+	free(vfs->done);
 	nodes_dispose(vfs, nodes_empty(vfs->nodes));
 	nodes_free(vfs->nodes);
 	for (size_t i = 0; i < OPEN_STRIPES; i++) {
@@ -191,7 +202,7 @@ static int node_find(struct vfs *vfs, struct node *parent, const char *name,
 		    nodes_rename(vfs->nodes, node, parent, name, ret_dead) < 0)
 			return -ERR_NO_MEMORY;
 		if (!nameless)
-			node->flags |= NODE_LINKED;
+			nodes_linked(node);
 		*ret_node = node;
 		return 0;
 	}
@@ -227,17 +238,16 @@ static int intern_locked(struct vfs *vfs, struct node *parent, const char *name,
 		if (!node)
 			return -ERR_NO_MEMORY;
 		if (S_ISDIR(known->inode.attributes.mode))
-			node->directory = true;
+			nodes_directory(node);
 		if (known->inode.nlink > 1 && !node->directory)
-			node->flags |= NODE_LINKED;
+			nodes_linked(node);
 	}
-	nodes_bind(vfs->nodes, node, known->epoch, known->directory.number);
-	node->tag = known_tag(known);
+	nodes_bind(vfs->nodes, node, known->epoch, known->directory.number, known_tag(known));
 	if (node->directory) {
 		free(node->tree);
 		node->tree = steal(tree);
 	}
-	node->lookups++;
+	nodes_looked_up(node);
 	nodes_pin(node);
 	*ret_node = node;
 	return 0;

@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include "fs/keep.h"
 #include "fs/lake.h"
 
 struct vfs;
@@ -43,9 +44,29 @@ struct vfs_kernel {
 };
 
 #define VFS_ROOT 1
-/* Borrows the lake; becomes the observer of its working trees. */
-int vfs_new(struct lake *lake, const struct vfs_kernel *kernel, struct vfs **ret_vfs);
+/* Borrows the lake; becomes the observer of its working trees. `keep` (may be NULL; borrowed):
+ * where what a successor of this process must know is kept. When it holds what a predecessor
+ * kept, all that the kernel refers to is there again. */
+int vfs_new(struct lake *lake, const struct vfs_kernel *kernel, struct keep *keep,
+            struct vfs **ret_vfs);
 void vfs_free(struct vfs *vfs); /* nobody may be inside; accepts NULL */
+
+/* -- requests that the kernel repeats when this process dies before it answers them -- */
+
+/* This thread works on the kernel's request of this number from now on. */
+void vfs_request_begin(uint64_t request);
+/* It was answered. Only needed after calls that change names or extended attributes. */
+void vfs_request_end(struct vfs *vfs);
+/* The kernel repeats this request. What a predecessor opened for it goes: nobody was told of it.
+ * Did the predecessor do it? Then only the answer is missing. */
+bool vfs_request_again(struct vfs *vfs, uint64_t request);
+/* Where what an opener of the lake has to know of predecessors is found. */
+struct lake_legacy;
+int vfs_legacy(struct keep *keep, struct lake_legacy *ret_legacy);
+void vfs_legacy_release(struct lake_legacy *legacy);
+/* After a crash names and attributes may have changed without the kernel being told: look at
+ * everything it refers to. In a thread of its own, beside requests; ends early when *stop. */
+void vfs_look_again(struct vfs *vfs, const _Atomic(bool) *stop);
 
 struct vfs_caller {
 	uid_t uid;
@@ -144,6 +165,9 @@ int vfs_seek(struct vfs *vfs, struct vfs_file *file, uint64_t offset, int whence
 int vfs_sync(struct vfs *vfs, struct vfs_file *file, bool data_only);
 int vfs_sync_names(struct vfs *vfs);
 uint64_t vfs_file_node(const struct vfs_file *file);
+/* A number for the kernel, never given twice; NULL: there is no such file open (any more). */
+uint64_t vfs_file_handle(const struct vfs_file *file);
+struct vfs_file *vfs_file_find(struct vfs *vfs, uint64_t handle);
 bool vfs_file_writes(const struct vfs_file *file);
 
 /* -- directories -- */
@@ -151,6 +175,8 @@ struct vfs_directory;
 int vfs_opendir(struct vfs *vfs, uint64_t node, struct vfs_directory **ret_directory,
                 bool *ret_lasting, struct message *message);
 void vfs_releasedir(struct vfs *vfs, struct vfs_directory *directory);
+uint64_t vfs_directory_handle(const struct vfs_directory *directory);
+struct vfs_directory *vfs_directory_find(struct vfs *vfs, uint64_t handle);
 /* Called for each entry from `offset` on (0: the start); `next` is the offset after it. Without
  * `plus` only st_ino and the type are filled in entry->stat; with it the entry is a reference,
  * except for "." and "..". Return false when it does not fit: it is then not given out, and its

@@ -140,19 +140,23 @@ static uint64_t content_tag(const struct tree_entry *entry)
 	return S_ISREG(entry->attributes.mode) ? load_u64(entry->content.pointer.id.bytes) : 0;
 }
 
-/* Whether what the name leads to now can be this node at all. */
-static bool is_same(const struct node *node, uint64_t epoch, uint64_t number, uint64_t tag)
+/* Whether what the name leads to now can be this node at all. `seen`: its number before it was
+ * adopted just now. */
+static bool is_same(const struct node *node, uint64_t epoch, uint64_t number, uint64_t seen,
+                    uint64_t tag)
 {
 	if (!(node->flags & NODE_BOUND) || node->directory || node->epoch == epoch)
 		return true;
 	if (node->flags & NODE_LINKED && node->number != number)
 		return false; /* a commit split the links: each name gets a node of its own */
+	if (node->epoch == EPOCH_RESTORED && node->number && seen && node->number != seen)
+		return false; /* a change that the process before this one did not tell of */
 	return node->number || number || node->tag == tag;
 }
 
 /* Bind under the table's lock, unless the link is outdated. */
 static int link_bind(struct vfs *vfs, const struct link *link, uint64_t epoch,
-                     const struct directory *directory, uint64_t tag)
+                     const struct directory *directory, uint64_t seen, uint64_t tag)
 {
 	struct pointer *tree = NULL;
 	struct node *node = link->node;
@@ -170,15 +174,14 @@ static int link_bind(struct vfs *vfs, const struct link *link, uint64_t epoch,
 		result = -ERR_STALE;
 	} else if (is_bound(node, epoch, true)) {
 		; /* somebody adopted it meanwhile: newer than what we saw */
-	} else if (!is_same(node, epoch, directory->number, tag)) {
+	} else if (!is_same(node, epoch, directory->number, seen, tag)) {
 		nodes_detach(vfs->nodes, node);
 		detached = true;
 		result = -ERR_STALE;
 	} else {
-		nodes_bind(vfs->nodes, node, epoch, directory->number);
+		nodes_bind(vfs->nodes, node, epoch, directory->number, tag);
 		free(node->tree);
 		node->tree = steal(&tree);
-		node->tag = tag;
 	}
 	nodes_unlock(vfs->nodes);
 	free(tree);
@@ -193,7 +196,7 @@ static int link_walk(struct vfs *vfs, const struct link *link, uint64_t epoch, b
 	struct node *node = link->node;
 	if (node->kind == NODE_TOP) {
 		int result = scope_top(node->scope, adopt, directory);
-		return result < 0 ? result : link_bind(vfs, link, epoch, directory, 0);
+		return result < 0 ? result : link_bind(vfs, link, epoch, directory, 0, 0);
 	}
 	CLEANUP(found_release) struct found found = {0};
 	int result = scope_lookup(vfs, node->scope, directory, link->name, &found, message);
@@ -212,7 +215,7 @@ static int link_walk(struct vfs *vfs, const struct link *link, uint64_t epoch, b
 	} else if (!found.number && S_ISDIR(found.mode)) {
 		directory->tree = found.entry->content.pointer;
 	}
-	return link_bind(vfs, link, epoch, directory, tag);
+	return link_bind(vfs, link, epoch, directory, found.number, tag);
 }
 
 static int bind_once(struct vfs *vfs, struct node *node, uint64_t epoch, bool adopt,

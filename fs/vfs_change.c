@@ -94,6 +94,7 @@ int vfs_make(struct vfs *vfs, uint64_t parent_id, const char *name, const struct
 	int result = parent_get(vfs, parent_id, &parent);
 	if (result < 0)
 		return result;
+	request_intends(vfs, INTENT_OTHER, 0, parent_id, name, 0, NULL);
 	result = gate_enter(parent);
 	if (result >= 0) {
 		result = make(vfs, parent, name, what, caller, ret_entry, message);
@@ -121,7 +122,7 @@ static void name_dropped(struct vfs *vfs, struct node *parent, const char *name,
 	if (number && !last->number) { /* other names are left */
 		if (node == named)
 			nodes_unname(vfs->nodes, node);
-		node->flags |= NODE_LINKED;
+		nodes_linked(node);
 		return;
 	}
 	nodes_detach(vfs->nodes, node);
@@ -134,6 +135,7 @@ static void name_dropped(struct vfs *vfs, struct node *parent, const char *name,
 		known->inode = (struct inode){0};
 	}
 	node->orphan->nlink = 0;
+	nodes_orphan_changed(vfs->nodes, node);
 }
 
 /* What nobody holds any more: its staging file goes now. */
@@ -174,6 +176,7 @@ int vfs_remove(struct vfs *vfs, uint64_t parent_id, const char *name, bool direc
 	int result = parent_get(vfs, parent_id, &parent);
 	if (result < 0)
 		return result;
+	request_intends(vfs, INTENT_REMOVE, 0, parent_id, name, 0, NULL);
 	result = gate_enter(parent);
 	if (result >= 0) {
 		result = remove_name(vfs, parent, name, directory, &last, message);
@@ -250,7 +253,7 @@ static int renamed(struct vfs *vfs, struct rename_side *from, struct rename_side
 	if (exchange) {
 		bool a = has_name(from->node, from), b = has_name(to->node, to);
 		if (a && b)
-			nodes_exchange(vfs->nodes, from->node, to->node);
+			return nodes_exchange(vfs->nodes, from->node, to->node);
 		else if (a)
 			return nodes_rename(vfs->nodes, from->node, to->parent, to->name, dead);
 		else if (b)
@@ -330,6 +333,8 @@ int vfs_rename(struct vfs *vfs, uint64_t from_parent_id, const char *from, uint6
 		return result;
 	result = parent_get(vfs, to_parent_id, &to_parent);
 	if (result >= 0) {
+		request_intends(vfs, flags & RENAME_EXCHANGE ? INTENT_EXCHANGE : INTENT_RENAME, 0,
+		                from_parent_id, from, to_parent_id, to);
 		result = rename_nodes(vfs, from_parent, from, to_parent, to, flags, message);
 		node_put(vfs, to_parent);
 	}
@@ -338,6 +343,26 @@ int vfs_rename(struct vfs *vfs, uint64_t from_parent_id, const char *from, uint6
 }
 
 /* -- links -- */
+
+/* The table's side of giving an orphan a name. */
+static void orphan_named(struct vfs *vfs, struct node *node, struct node *parent, uint64_t number,
+                         const char *name)
+{
+	struct node *dead = NULL;
+	nodes_lock(vfs->nodes);
+	struct inode *old = steal(&node->orphan);
+	node->flags &= (uint8_t)~NODE_DETACHED;
+	node->flags |= NODE_NAMELESS;
+	node->number = 0; /* was in no index while detached */
+	nodes_bind(vfs->nodes, node, scope_epoch(parent->scope), number, 0);
+	if (nodes_rename(vfs->nodes, node, parent, name, &dead) < 0)
+		nodes_detach(vfs->nodes, node); /* found again by a look-up, as another */
+	nodes_orphan_changed(vfs->nodes, node);
+	nodes_unlock(vfs->nodes);
+	nodes_dispose(vfs, dead);
+	inode_release(old);
+	free(old);
+}
 
 /* Give an orphan (O_TMPFILE) its first name. */
 static int link_orphan(struct vfs *vfs, struct node *node, struct node *parent, uint64_t number,
@@ -354,18 +379,7 @@ static int link_orphan(struct vfs *vfs, struct node *node, struct node *parent, 
 		                       strlen(name), message);
 	if (result < 0)
 		return result;
-	struct node *dead = NULL;
-	nodes_lock(vfs->nodes);
-	struct inode *old = steal(&node->orphan);
-	node->flags &= (uint8_t)~NODE_DETACHED;
-	node->flags |= NODE_NAMELESS;
-	node->number = 0; /* was in no index while detached */
-	nodes_bind(vfs->nodes, node, scope_epoch(parent->scope), orphan.number);
-	result = nodes_rename(vfs->nodes, node, parent, name, &dead);
-	nodes_unlock(vfs->nodes);
-	nodes_dispose(vfs, dead);
-	inode_release(old);
-	free(old);
+	orphan_named(vfs, node, parent, orphan.number, name);
 	return 0;
 }
 
@@ -383,7 +397,7 @@ static int link_named(struct vfs *vfs, struct node *node, struct node *parent, u
 	nodes_lock(vfs->nodes);
 	if (node->flags & NODE_NAMELESS)
 		nodes_rename(vfs->nodes, node, parent, name, &dead);
-	node->flags |= NODE_LINKED;
+	nodes_linked(node);
 	nodes_unlock(vfs->nodes);
 	nodes_dispose(vfs, dead);
 	return 0;
@@ -422,7 +436,7 @@ static int link_node(struct vfs *vfs, struct node *node, struct node *parent, co
 	if (result < 0)
 		return result;
 	nodes_lock(vfs->nodes);
-	node->lookups++;
+	nodes_looked_up(node);
 	nodes_unlock(vfs->nodes);
 	return 0;
 }
@@ -436,6 +450,7 @@ int vfs_link(struct vfs *vfs, uint64_t id, uint64_t parent_id, const char *name,
 		return result;
 	result = node_get(vfs, id, &node);
 	if (result >= 0) {
+		request_intends(vfs, INTENT_LINK, id, parent_id, name, 0, NULL);
 		result = link_node(vfs, node, parent, name, ret_entry, message);
 		node_put(vfs, node);
 	}
@@ -493,6 +508,7 @@ static int orphan_change(struct vfs *vfs, struct node *node, const struct vfs_ch
 	if (*ret_orphan) {
 		attributes_change(change, node->orphan);
 		node->orphan->ctime_ns = clock_wall_ns();
+		nodes_orphan_changed(vfs->nodes, node);
 		staging = node->orphan->staging;
 	}
 	nodes_unlock(vfs->nodes);
@@ -605,6 +621,7 @@ static int orphan_xattr(struct vfs *vfs, struct node *node, const char *name, st
 	orphan->xattrs = steal(&xattrs.data);
 	orphan->xattrs_length = xattrs.length;
 	xattrs = (struct buffer){0};
+	nodes_orphan_changed(vfs->nodes, node);
 	return 0;
 }
 
@@ -646,7 +663,97 @@ int vfs_xattr_set(struct vfs *vfs, uint64_t id, const char *name, struct span va
 	int result = node_get(vfs, id, &node);
 	if (result < 0)
 		return result;
+	request_intends(vfs, INTENT_OTHER, 0, 0, NULL, 0, NULL);
 	result = xattr_change(vfs, node, name, value, flags, message);
 	node_put(vfs, node);
 	return result;
+}
+
+/* -- after a start that follows a crash -- */
+
+/* A name that led to the node is gone. Who has the file open keeps it. */
+static void name_lost(struct vfs *vfs, struct node *node)
+{
+	CLEANUP(inode_release) struct inode left = {0};
+	struct inode *record = NULL;
+	bool named = node->number && worktree_inode(worktree_of(node), node->number, &left) == 0;
+	if (!named && node->open && (record = malloc(sizeof(*record))) &&
+	    inode_copy(&node->open->inode, record) < 0) {
+		free(record);
+		record = NULL;
+	}
+	nodes_lock(vfs->nodes);
+	if (named) {
+		nodes_unname(vfs->nodes, node);
+		nodes_linked(node);
+	} else {
+		nodes_detach(vfs->nodes, node);
+	}
+	if (record && !node->orphan) {
+		record->nlink = 0;
+		node->orphan = record;
+		nodes_orphan_changed(vfs->nodes, node);
+	}
+	nodes_unlock(vfs->nodes);
+}
+
+static struct node *named_node(struct vfs *vfs, struct node *parent, const char *name)
+{
+	nodes_lock(vfs->nodes);
+	struct node *node = nodes_by_name(vfs->nodes, parent, name);
+	nodes_unlock(vfs->nodes);
+	return node;
+}
+
+/* What the name is in the overlay. 0: nothing, or committed. */
+static uint64_t number_now(struct vfs *vfs, struct node *parent, const char *name)
+{
+	struct known known = {0};
+	uint64_t number = 0;
+	if (name_know(vfs, parent, name, &known, NULL) >= 0)
+		number = known.directory.number;
+	known_release(&known);
+	return number;
+}
+
+void settle_removed(struct vfs *vfs, struct node *parent, const char *name)
+{
+	struct known known = {0};
+	struct node *node = named_node(vfs, parent, name);
+	int result = node ? name_know(vfs, parent, name, &known, NULL) : 0;
+	known_release(&known);
+	if (result == -ERR_NOT_FOUND && worktree_of(parent))
+		name_lost(vfs, node);
+}
+
+void settle_renamed(struct vfs *vfs, struct node *from_parent, const char *from,
+                    struct node *to_parent, const char *to, bool exchange)
+{
+	uint64_t number = number_now(vfs, to_parent, to);
+	struct node *moved = named_node(vfs, from_parent, from), *dead = NULL;
+	struct node *target = named_node(vfs, to_parent, to);
+	if (!number || !moved || moved->number != number || moved == target)
+		return; /* the table says so already, or others changed it since */
+	int result = 0;
+	if (exchange) {
+		nodes_lock(vfs->nodes);
+		result = target ? nodes_exchange(vfs->nodes, moved, target)
+		                : nodes_rename(vfs->nodes, moved, to_parent, to, &dead);
+	} else {
+		if (target)
+			name_lost(vfs, target);
+		nodes_lock(vfs->nodes);
+		result = nodes_rename(vfs->nodes, moved, to_parent, to, &dead);
+	}
+	if (result < 0)
+		nodes_detach(vfs->nodes, moved);
+	nodes_unlock(vfs->nodes);
+	nodes_dispose(vfs, dead);
+}
+
+void settle_linked(struct vfs *vfs, struct node *node, struct node *parent, const char *name)
+{
+	uint64_t number = number_now(vfs, parent, name);
+	if (number && node->orphan && node->orphan->number == number)
+		orphan_named(vfs, node, parent, number, name);
 }

@@ -12,6 +12,8 @@
 #define VFS_TRIES 64 /* of anything that a concurrent move or rename can undo */
 #define OPEN_STRIPES 64
 
+struct kept_open;
+struct kept_request;
 struct open_stripe {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* some node of this stripe is not busy any more */
@@ -21,8 +23,14 @@ struct vfs {
 	struct vfs_kernel kernel;
 	struct nodes *nodes;
 	struct open_stripe stripes[OPEN_STRIPES];
-	pthread_mutex_t files_lock; /* guards `files`; innermost, like the table's */
-	struct vfs_file *files;     /* open for writing, doubly linked */
+	struct keep *keep;          /* may be NULL */
+	pthread_mutex_t files_lock; /* guards what follows; innermost, like the table's */
+	struct vfs_file *files;     /* all that are open, by handle */
+	struct vfs_directory *directories;
+	struct kept_request **done; /* by a predecessor, and not answered */
+	size_t done_count;
+	bool doubtful;                 /* a predecessor died in a command */
+	_Atomic(uint64_t) next_handle; /* without a keep */
 	_Atomic(uint64_t) file_count, passthrough_opens, daemon_opens, stale, moves;
 	uid_t uid; /* who owns the root and the reports */
 	gid_t gid;
@@ -93,10 +101,11 @@ struct open_state {
 	bool busy; /* one thread is at work on it, and may wait for the disk or the store */
 	_Atomic(bool) privileged; /* had set-id bits when last looked at: writes must clear them */
 	uint32_t handles;
-	int backing; /* > 0: all handles are passed through */
-	struct file_data *data;
-	uint64_t staging;   /* what `data` was opened on; 0: committed content */
-	struct inode inode; /* as of the last open: what a detached node still shows */
+	int backing;            /* > 0: all handles are passed through */
+	struct file_data *data; /* NULL in a handle's hands: a predecessor's, lost */
+	struct kept_open *kept; /* may be NULL */
+	uint64_t staging;       /* what `data` was opened on; 0: committed content */
+	struct inode inode;     /* as of the last open: what a detached node still shows */
 };
 /* Exclusive use of the node's open state, across I/O. Makes it when missing. */
 int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state);
@@ -111,7 +120,22 @@ int open_writers(struct vfs *vfs, const char *branch,
                  void *argument);
 void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode);
 
+/* As a predecessor kept them. The node has its scope. */
+int open_restore(struct vfs *vfs, struct kept_open *kept);
+int file_restore(struct vfs *vfs, void *kept);
+/* What open_restore made and no handle came to share. */
+void open_unshared(struct vfs *vfs, const struct kept_open *kept);
+/* Of a file in the keep: its staging file, 0: none. */
+uint64_t kept_open_staging(const struct kept_open *kept);
+/* Open for this request, by a predecessor. */
+void open_forget_request(struct vfs *vfs, uint64_t request);
+
 /* -- vfs_change.c -- */
+/* The table's side of what a predecessor may have done to names alone. Nobody else is inside. */
+void settle_removed(struct vfs *vfs, struct node *parent, const char *name);
+void settle_renamed(struct vfs *vfs, struct node *from_parent, const char *from,
+                    struct node *to_parent, const char *to, bool exchange);
+void settle_linked(struct vfs *vfs, struct node *node, struct node *parent, const char *name);
 struct attributes new_attributes(const struct inode *parent, mode_t mode, dev_t rdev,
                                  const struct vfs_caller *caller);
 int attributes_set(struct vfs *vfs, struct node *node, const struct vfs_change *change,
@@ -127,6 +151,20 @@ int control_lookup(struct vfs *vfs, struct node *control, const char *name,
                    struct vfs_entry *ret_entry);
 void fixed_stat(struct vfs *vfs, const struct node *node, struct stat *ret_stat);
 int report_text(struct vfs *vfs, const struct node *node, struct buffer *ret_text);
+
+/* -- vfs_list.c -- */
+int directory_restore(struct vfs *vfs, void *kept);
+void directory_forget_request(struct vfs *vfs, uint64_t request);
+
+/* -- vfs_again.c -- */
+enum intent { INTENT_OTHER, INTENT_LINK, INTENT_REMOVE, INTENT_RENAME, INTENT_EXCHANGE };
+/* This request is about to do this; should it get into the journal, a successor sees it. Names may
+ * be NULL. `node`: of a link. */
+void request_intends(struct vfs *vfs, enum intent intent, uint64_t node, uint64_t parent,
+                     const char *name, uint64_t to_parent, const char *to);
+uint64_t request_current(void);
+uint64_t handle_new(struct vfs *vfs);
+int vfs_restore(struct vfs *vfs);
 
 /* -- vfs_observe.c -- */
 void vfs_observe(struct vfs *vfs, bool on);

@@ -11,10 +11,28 @@
 
 #include <errno.h>
 
+#include <uthash.h>
+
 #define DOTS 2 /* entries before the first name */
 #define BATCH_MAX 4096
 
+/* For a successor: how far the handle had come. Of the two, one is that of the answer before, which
+ * the kernel asks for again when it did not get the last. */
+struct kept_mark {
+	_Atomic uint64_t offset;       /* 0: nothing here */
+	char name[NAME_BYTES_MAX + 1]; /* the last one before `offset` */
+};
+struct kept_directory {
+	uint64_t handle, node, request;
+	struct kept_mark marks[2];
+};
 struct vfs_directory {
+	uint64_t handle;
+	UT_hash_handle hh;           /* vfs->directories */
+	struct kept_directory *kept; /* NULL without a keep */
+	unsigned marks;              /* made */
+	uint64_t unknown;     /* so many names were given out by a predecessor; the last is known */
+	bool restored;        /* nothing was given out since */
 	pthread_mutex_t lock; /* one reader at a time, across I/O: outermost of all locks */
 	struct node *node;    /* pinned */
 	struct buffer names;  /* given out, each with its NUL */
@@ -160,6 +178,7 @@ static int names_add(struct vfs_directory *directory, const char *name)
 
 static void names_clear(struct vfs_directory *directory)
 {
+	directory->unknown = 0;
 	buffer_clear(&directory->starts);
 	buffer_clear(&directory->names);
 }
@@ -228,6 +247,76 @@ static bool listing_lasts(struct vfs *vfs, struct node *node)
 	       (node_bind(vfs, node, false, &binding, NULL) == 0 && !binding.directory.number);
 }
 
+static int directory_keep(struct vfs *vfs, struct vfs_directory *directory)
+{
+	if (!vfs->keep)
+		return 0;
+	struct kept_directory *kept = keep_new(vfs->keep, sizeof(*kept));
+	if (!kept)
+		return -ERR_NO_MEMORY;
+	kept->handle = directory->handle;
+	kept->node = directory->node->id;
+	kept->request = request_current();
+	keep_publish(kept, KEEP_DIRECTORY);
+	directory->kept = kept;
+	return 0;
+}
+
+static void directory_enlist(struct vfs *vfs, struct vfs_directory *directory)
+{
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_ADD(hh, vfs->directories, handle, sizeof(directory->handle), directory);
+	pthread_mutex_unlock(&vfs->files_lock);
+}
+
+int directory_restore(struct vfs *vfs, void *record)
+{
+	struct kept_directory *kept = record;
+	struct node *node;
+	if (node_get(vfs, kept->node, &node) < 0) {
+		keep_drop(vfs->keep, kept);
+		return 0;
+	}
+	struct vfs_directory *directory = calloc(1, sizeof(*directory));
+	if (!directory) {
+		node_put(vfs, node);
+		return -ERR_NO_MEMORY;
+	}
+	directory->handle = kept->handle;
+	directory->kept = kept;
+	directory->node = node;
+	directory->restored = true;
+	pthread_mutex_init(&directory->lock, NULL);
+	directory_enlist(vfs, directory);
+	return 0;
+}
+
+uint64_t vfs_directory_handle(const struct vfs_directory *directory)
+{
+	return directory->handle;
+}
+
+struct vfs_directory *vfs_directory_find(struct vfs *vfs, uint64_t handle)
+{
+	struct vfs_directory *directory = NULL;
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_FIND(hh, vfs->directories, &handle, sizeof(handle), directory);
+	pthread_mutex_unlock(&vfs->files_lock);
+	return directory;
+}
+
+void directory_forget_request(struct vfs *vfs, uint64_t request)
+{
+	struct vfs_directory *directory, *next, *found = NULL;
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_ITER (hh, vfs->directories, directory, next)
+		if (directory->kept && directory->kept->request == request)
+			found = directory;
+	pthread_mutex_unlock(&vfs->files_lock);
+	if (found)
+		vfs_releasedir(vfs, found);
+}
+
 int vfs_opendir(struct vfs *vfs, uint64_t id, struct vfs_directory **ret_directory,
                 bool *ret_lasting, struct message *message)
 {
@@ -242,14 +331,27 @@ int vfs_opendir(struct vfs *vfs, uint64_t id, struct vfs_directory **ret_directo
 		return directory ? -ERR_NOT_DIRECTORY : -ERR_NO_MEMORY;
 	}
 	directory->node = node;
+	directory->handle = handle_new(vfs);
+	result = directory_keep(vfs, directory);
+	if (result < 0) {
+		free(directory);
+		node_put(vfs, node);
+		return result;
+	}
 	pthread_mutex_init(&directory->lock, NULL);
 	*ret_lasting = listing_lasts(vfs, node);
+	directory_enlist(vfs, directory);
 	*ret_directory = directory;
 	return 0;
 }
 
 void vfs_releasedir(struct vfs *vfs, struct vfs_directory *directory)
 {
+	if (vfs->keep)
+		keep_drop(vfs->keep, directory->kept);
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_DELETE(hh, vfs->directories, directory);
+	pthread_mutex_unlock(&vfs->files_lock);
 	node_put(vfs, directory->node);
 	pthread_mutex_destroy(&directory->lock);
 	buffer_release(&directory->names);
@@ -424,11 +526,56 @@ static int read_on(struct reading *reading)
 	return 0;
 }
 
+/* A name is written while its mark counts for nothing. */
+static void mark_keep(struct vfs_directory *directory, uint64_t offset)
+{
+	uint64_t count = names_count(directory);
+	if (!directory->kept || !count || offset != DOTS + count)
+		return;
+	struct kept_mark *last = &directory->kept->marks[directory->marks & 1];
+	if (last->offset == offset)
+		return;
+	struct kept_mark *mark = &directory->kept->marks[++directory->marks & 1];
+	mark->offset = 0;
+	strcpy(mark->name, names_last(directory));
+	mark->offset = offset;
+}
+
+/* A predecessor gave out the names before `offset`. Which they were is forgotten but for the last.
+ */
+static int names_restore(struct reading *reading)
+{
+	struct vfs_directory *directory = reading->directory;
+	directory->restored = false;
+	if (!directory->node->scope)
+		return names_fixed(reading->vfs, directory, reading->message);
+	for (unsigned i = 0; i < 2; i++) {
+		const struct kept_mark *mark = &directory->kept->marks[i];
+		if (reading->at <= DOTS || mark->offset != reading->at)
+			continue;
+		directory->marks = i;
+		uint64_t count = reading->at - DOTS;
+		int result = names_add(directory, mark->name);
+		for (uint64_t k = 1; k < count; k++) /* all the same one */
+			buffer_u32(&directory->starts, 0);
+		directory->unknown = count - 1;
+		return result < 0 ? result : buffer_check(&directory->starts);
+	}
+	return 0; /* counted anew from the start */
+}
+
 static int readdir_locked(struct reading *reading)
 {
 	struct vfs_directory *directory = reading->directory;
 	int result = 0;
+	if (directory->restored && reading->at != 0)
+		result = names_restore(reading);
+	if (result < 0)
+		return result;
+	if (reading->at < DOTS + directory->unknown)
+		names_clear(directory);
 	if (reading->at == 0) {
+		directory->restored = false;
 		names_clear(directory);
 		if (!directory->node->scope)
 			result = names_fixed(reading->vfs, directory, reading->message);
@@ -449,6 +596,7 @@ int vfs_readdir(struct vfs *vfs, struct vfs_directory *directory, const struct v
 	struct reading reading = {vfs, directory, list, list->offset, message};
 	pthread_mutex_lock(&directory->lock);
 	int result = readdir_locked(&reading);
+	mark_keep(directory, reading.at);
 	pthread_mutex_unlock(&directory->lock);
 	/* What was given out counts; the error comes again with the next reading. */
 	return result < 0 && reading.at > list->offset ? 0 : result;

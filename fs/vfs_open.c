@@ -15,14 +15,29 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 
+#include <uthash.h>
+
+struct kept_file {
+	uint64_t handle, node, number, request;
+	int32_t pid;
+	bool writes;
+};
+struct kept_open {
+	int32_t backing;
+	bool privileged;
+	struct kept_inode inode;
+};
 struct vfs_file {
+	uint64_t handle;
+	UT_hash_handle hh;        /* vfs->files */
+	struct kept_file *kept;   /* there once it is in vfs->files; NULL without a keep */
 	struct node *node;        /* pinned */
 	struct open_state *state; /* the node's, while this handle counts in it; NULL: a report */
 	bool writes;
 	uint64_t number; /* counted in worktree_writer; 0: not */
 	pid_t pid;
-	struct vfs_file *previous, *next;
 	struct buffer text; /* of a report */
 };
 
@@ -48,8 +63,10 @@ int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state
 	return *ret_state ? 0 : -ERR_NO_MEMORY;
 }
 
+/* The record goes first: closing what is recorded could hit another's after a crash. */
 static void state_clear(struct vfs *vfs, struct open_state *state)
 {
+	keep_drop(vfs->keep, steal(&state->kept));
 	if (state->backing > 0)
 		vfs->kernel.backing_close(vfs->kernel.context, state->backing);
 	if (state->data)
@@ -85,7 +102,7 @@ int open_frozen(struct vfs *vfs, struct node *node, struct inode *ret_inode, str
 	pthread_mutex_lock(&stripe->lock);
 	bool open = node->open && node->open->handles > 0;
 	int result = open ? inode_copy(&node->open->inode, &inode) : -ERR_STALE;
-	int stated = open ? file_data_stat(node->open->data, &now) : -ERR_STALE;
+	int stated = open && node->open->data ? file_data_stat(node->open->data, &now) : -ERR_STALE;
 	pthread_mutex_unlock(&stripe->lock);
 	if (result < 0)
 		return result;
@@ -112,15 +129,38 @@ void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode)
 	pthread_mutex_lock(&stripe->lock);
 	if (node->open)
 		node->open->privileged = mode & (S_ISUID | S_ISGID);
+	if (node->open && node->open->kept)
+		node->open->kept->privileged = node->open->privileged;
 	pthread_mutex_unlock(&stripe->lock);
 }
 
 /* -- what a node is open on -- */
 
+/* For a successor; without memory it will find the file lost. */
+static void state_keep(struct vfs *vfs, const struct node *node, struct open_state *state)
+{
+	CLEANUP(buffer_release) struct buffer bytes = {0};
+	if (!vfs->keep)
+		return;
+	inode_encode(&bytes, &state->inode);
+	struct kept_open *kept =
+	        buffer_check(&bytes) < 0 ? NULL : keep_new(vfs->keep, sizeof(*kept) + bytes.length);
+	if (!kept)
+		return;
+	kept->backing = state->backing;
+	kept->privileged = state->privileged;
+	kept->inode.node = node->id;
+	kept->inode.number = state->inode.number;
+	kept->inode.length = (uint32_t)bytes.length;
+	memcpy(kept->inode.bytes, bytes.data, bytes.length);
+	keep_publish(kept, KEEP_OPEN);
+	state->kept = kept;
+}
+
 /* Takes over data and *inode. Files with set-id bits are not passed through: only writes that
  * come to us can clear them. */
-static void state_fill(struct vfs *vfs, struct open_state *state, struct file_data *data,
-                       struct inode *inode)
+static void state_fill(struct vfs *vfs, const struct node *node, struct open_state *state,
+                       struct file_data *data, struct inode *inode)
 {
 	int fd = file_data_local(data);
 	state_clear(vfs, state);
@@ -133,6 +173,7 @@ static void state_fill(struct vfs *vfs, struct open_state *state, struct file_da
 		state->backing = vfs->kernel.backing_open(vfs->kernel.context, fd);
 	if (state->backing < 0)
 		state->backing = 0;
+	state_keep(vfs, node, state);
 }
 
 static int data_open(struct vfs *vfs, const struct inode *inode, struct file_data **ret_data,
@@ -161,7 +202,7 @@ static int read_state(struct vfs *vfs, struct node *node, struct open_state *sta
 			return S_ISDIR(inode.attributes.mode) ? -ERR_IS_DIRECTORY : -ERR_INVALID;
 		result = data_open(vfs, &inode, &data, message);
 		if (result >= 0) {
-			state_fill(vfs, state, data, &inode);
+			state_fill(vfs, node, state, data, &inode);
 			return 0;
 		}
 		if (result != -ERR_STALE && result != -ERR_NOT_FOUND)
@@ -169,6 +210,11 @@ static int read_state(struct vfs *vfs, struct node *node, struct open_state *sta
 		node_unbind(vfs, node); /* a commit took the staging file away */
 	}
 	return result;
+}
+
+static int state_truncate(struct open_state *state, uint64_t size, struct message *message)
+{
+	return state->data ? file_data_truncate(state->data, size, message) : error_system(EIO);
 }
 
 static int orphan_write_state(struct vfs *vfs, struct node *node, struct open_state *state,
@@ -179,7 +225,7 @@ static int orphan_write_state(struct vfs *vfs, struct node *node, struct open_st
 		return result;
 	if (!state->staging)
 		return -ERR_STALE; /* old committed content: never written to */
-	return truncate ? file_data_truncate(state->data, 0, message) : 0;
+	return truncate ? state_truncate(state, 0, message) : 0;
 }
 
 /* Others have it open. Inside the gate. */
@@ -194,7 +240,7 @@ static int shared_write_state(struct vfs *vfs, struct node *node, struct open_st
 		node_detach(vfs, node);
 		return -ERR_STALE;
 	}
-	return truncate ? file_data_truncate(state->data, 0, message) : 0;
+	return truncate ? state_truncate(state, 0, message) : 0;
 }
 
 static int alone_write_state(struct vfs *vfs, struct node *node, struct open_state *state,
@@ -206,7 +252,7 @@ static int alone_write_state(struct vfs *vfs, struct node *node, struct open_sta
 	if (result >= 0)
 		result = data_open(vfs, &inode, &data, message);
 	if (result >= 0)
-		state_fill(vfs, state, data, &inode);
+		state_fill(vfs, node, state, data, &inode);
 	return result;
 }
 
@@ -242,24 +288,46 @@ static int write_state(struct vfs *vfs, struct node *node, struct open_state *st
 
 /* -- handles -- */
 
-static struct vfs_file *file_new(struct node *node, int flags, const struct vfs_caller *caller)
+static struct vfs_file *file_new(struct vfs *vfs, struct node *node, int flags,
+                                 const struct vfs_caller *caller)
 {
 	struct vfs_file *file = calloc(1, sizeof(*file));
 	if (!file)
 		return NULL;
+	if (vfs->keep && !(file->kept = keep_new(vfs->keep, sizeof(*file->kept)))) {
+		free(file);
+		return NULL;
+	}
+	file->handle = handle_new(vfs);
 	file->node = node;
 	file->writes = (flags & O_ACCMODE) != O_RDONLY;
 	file->pid = caller->pid;
 	return file;
 }
 
+static void file_free(struct vfs *vfs, struct vfs_file *file)
+{
+	if (!file)
+		return;
+	if (vfs->keep)
+		keep_drop(vfs->keep, file->kept);
+	buffer_release(&file->text);
+	free(file);
+}
+
 static void file_enlist(struct vfs *vfs, struct vfs_file *file)
 {
+	if (file->kept) {
+		*file->kept = (struct kept_file){.handle = file->handle,
+		                                 .node = file->node->id,
+		                                 .number = file->number,
+		                                 .request = request_current(),
+		                                 .pid = file->pid,
+		                                 .writes = file->writes};
+		keep_publish(file->kept, KEEP_FILE);
+	}
 	pthread_mutex_lock(&vfs->files_lock);
-	file->next = vfs->files;
-	if (file->next)
-		file->next->previous = file;
-	vfs->files = file;
+	HASH_ADD(hh, vfs->files, handle, sizeof(file->handle), file);
 	vfs->file_count++;
 	pthread_mutex_unlock(&vfs->files_lock);
 }
@@ -292,10 +360,8 @@ static int open_report(struct vfs *vfs, struct vfs_file *file, struct vfs_opened
 	if (file->writes)
 		return error_system(EACCES);
 	int result = report_text(vfs, file->node, &file->text);
-	if (result < 0) {
-		buffer_release(&file->text);
+	if (result < 0)
 		return result;
-	}
 	*ret_opened = (struct vfs_opened){.file = file, .direct = true};
 	file_enlist(vfs, file);
 	return 0;
@@ -346,10 +412,10 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 	int result = node_get(vfs, id, &node);
 	if (result < 0)
 		return result;
-	struct vfs_file *file = file_new(node, flags, caller);
+	struct vfs_file *file = file_new(vfs, node, flags, caller);
 	result = file ? open_node(vfs, file, flags, caller, ret_opened, message) : -ERR_NO_MEMORY;
 	if (result < 0) {
-		free(file);
+		file_free(vfs, file);
 		node_put(vfs, node);
 		return result;
 	}
@@ -362,13 +428,10 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 void vfs_release(struct vfs *vfs, struct vfs_file *file)
 {
 	struct open_state *state;
+	if (vfs->keep)
+		keep_drop(vfs->keep, steal(&file->kept));
 	pthread_mutex_lock(&vfs->files_lock);
-	if (file->previous)
-		file->previous->next = file->next;
-	else
-		vfs->files = file->next;
-	if (file->next)
-		file->next->previous = file->previous;
+	HASH_DELETE(hh, vfs->files, file);
 	vfs->file_count--;
 	pthread_mutex_unlock(&vfs->files_lock);
 	if (file->state && open_begin(vfs, file->node, &state) == 0) {
@@ -378,8 +441,21 @@ void vfs_release(struct vfs *vfs, struct vfs_file *file)
 	if (file->number)
 		worktree_writer(vfs->lake->worktrees, file->number, -1);
 	node_put(vfs, file->node);
-	buffer_release(&file->text);
-	free(file);
+	file_free(vfs, file);
+}
+
+uint64_t vfs_file_handle(const struct vfs_file *file)
+{
+	return file->handle;
+}
+
+struct vfs_file *vfs_file_find(struct vfs *vfs, uint64_t handle)
+{
+	struct vfs_file *file = NULL;
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_FIND(hh, vfs->files, &handle, sizeof(handle), file);
+	pthread_mutex_unlock(&vfs->files_lock);
+	return file;
 }
 
 /* -- create -- */
@@ -418,8 +494,9 @@ static int intern_nameless(struct vfs *vfs, struct node *parent, const struct in
 	if (node) {
 		node->number = inode->number;
 		node->orphan = orphan;
-		node->flags |= NODE_DETACHED;
-		node->lookups++;
+		nodes_detach(vfs->nodes, node);
+		nodes_orphan_changed(vfs->nodes, node);
+		nodes_looked_up(node);
 		nodes_pin(node);
 	}
 	nodes_unlock(vfs->nodes);
@@ -438,13 +515,13 @@ static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode
                          struct vfs_opened *ret_opened)
 {
 	struct open_state *state;
-	struct vfs_file *file = file_new(node, flags, caller);
+	struct vfs_file *file = file_new(vfs, node, flags, caller);
 	int result = file ? sync_for_writes(vfs, flags) : -ERR_NO_MEMORY;
 	if (result >= 0)
 		result = open_begin(vfs, node, &state);
 	if (result < 0) {
 		file_data_close(data);
-		free(file);
+		file_free(vfs, file);
 		return result;
 	}
 	file->number = inode->number;
@@ -452,7 +529,7 @@ static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode
 	nodes_pin(node);
 	nodes_unlock(vfs->nodes);
 	if (state->handles == 0)
-		state_fill(vfs, state, data, inode);
+		state_fill(vfs, node, state, data, inode);
 	else
 		file_data_close(data); /* somebody was quicker */
 	file_attach(vfs, file, state, ret_opened);
@@ -530,6 +607,8 @@ int vfs_create(struct vfs *vfs, uint64_t parent_id, const char *name, mode_t mod
 	int result = node_get(vfs, parent_id, &parent);
 	if (result < 0)
 		return result;
+	if (name)
+		request_intends(vfs, INTENT_OTHER, 0, parent_id, name, 0, NULL);
 	if (!parent->scope)
 		result = -ERR_NOT_PERMITTED;
 	else
@@ -547,6 +626,8 @@ int vfs_create(struct vfs *vfs, uint64_t parent_id, const char *name, mode_t mod
 ssize_t vfs_read(struct vfs *vfs, struct vfs_file *file, void *out, size_t length, uint64_t offset,
                  struct message *message)
 {
+	if (file->state && !file->state->data)
+		return error_system(EIO);
 	if (file->state)
 		return file_data_read(file->state->data, out, length, offset, message);
 	if (offset >= file->text.length)
@@ -561,7 +642,7 @@ ssize_t vfs_write(struct vfs *vfs, struct vfs_file *file, const void *bytes, siz
 {
 	if (!file->state || !file->writes)
 		return error_system(EBADF);
-	int result = node_writable(file->node);
+	int result = file->state->data ? node_writable(file->node) : error_system(EIO);
 	if (result < 0)
 		return result;
 	ssize_t written = file_data_write(file->state->data, bytes, length, offset, message);
@@ -576,7 +657,7 @@ int vfs_allocate(struct vfs *vfs, struct vfs_file *file, int mode, uint64_t offs
 {
 	if (!file->state || !file->writes)
 		return error_system(EBADF);
-	int result = node_writable(file->node);
+	int result = file->state->data ? node_writable(file->node) : error_system(EIO);
 	return result < 0 ? result
 	                  : file_data_allocate(file->state->data, mode, offset, length, message);
 }
@@ -586,6 +667,8 @@ int vfs_seek(struct vfs *vfs, struct vfs_file *file, uint64_t offset, int whence
 {
 	if (!file->state)
 		return -ERR_INVALID;
+	if (!file->state->data)
+		return error_system(EIO);
 	return file_data_seek(file->state->data, offset, whence, ret_offset);
 }
 
@@ -593,6 +676,8 @@ int vfs_sync(struct vfs *vfs, struct vfs_file *file, bool data_only)
 {
 	if (!file->state)
 		return 0;
+	if (!file->state->data)
+		return error_system(EIO);
 	int result = file_data_sync(file->state->data, data_only);
 	return result < 0 ? result : vfs_sync_names(vfs);
 }
@@ -613,7 +698,7 @@ static int truncate_locked(struct vfs *vfs, struct node *node, struct open_state
 	if (node_detached(vfs, node)) {
 		if (!state->handles || !state->staging)
 			return -ERR_STALE;
-		return file_data_truncate(state->data, size, message);
+		return state_truncate(state, size, message);
 	}
 	int result = gate_enter(node);
 	if (result < 0)
@@ -624,7 +709,7 @@ static int truncate_locked(struct vfs *vfs, struct node *node, struct open_state
 	if (result >= 0 && state->handles > 0) {
 		result = shared_write_state(vfs, node, state, number, false, message);
 		if (result >= 0)
-			result = file_data_truncate(state->data, size, message);
+			result = state_truncate(state, size, message);
 	} else if (result >= 0 && size == 0) {
 		CLEANUP(inode_release) struct inode inode = {0};
 		result = worktree_writable(node->scope->worktree, number, true, &inode, message);
@@ -640,7 +725,7 @@ int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uin
 {
 	struct open_state *state;
 	if (file && file->state && file->writes)
-		return file_data_truncate(file->state->data, size, message);
+		return state_truncate(file->state, size, message);
 	int result = open_begin(vfs, node, &state);
 	if (result < 0)
 		return result;
@@ -662,7 +747,7 @@ int open_writers(struct vfs *vfs, const char *branch,
 {
 	CLEANUP(buffer_release) struct buffer writers = {0};
 	pthread_mutex_lock(&vfs->files_lock);
-	for (struct vfs_file *file = vfs->files; file; file = file->next)
+	for (struct vfs_file *file = vfs->files; file; file = file->hh.next)
 		if (vfs_file_writes(file))
 			buffer_append(&writers, &(struct writer){file->node->id, file->pid},
 			              sizeof(struct writer));
@@ -683,4 +768,138 @@ int open_writers(struct vfs *vfs, const char *branch,
 			result = callback(argument, path, slash + 1, writer.pid);
 	}
 	return result;
+}
+
+/* -- after a start that follows a crash: nobody else is inside -- */
+
+uint64_t kept_open_staging(const struct kept_open *kept)
+{
+	struct inode inode;
+	if (kept_inode_read(&kept->inode, &inode) < 0)
+		return 0;
+	uint64_t staging = inode.staging;
+	inode_release(&inode);
+	return staging;
+}
+
+/* The bytes it was open on. Their staging file may be a cached blob since, of a commit: then the
+ * node leads to them, unless it was detached. */
+static int data_open_again(struct vfs *vfs, struct node *node, const struct inode *inode,
+                           struct file_data **ret_data)
+{
+	int result = data_open(vfs, inode, ret_data, NULL);
+	if (result >= 0 || !inode->staging || node_detached(vfs, node))
+		return result;
+	CLEANUP(inode_release) struct inode now = {0};
+	result = node_inode(vfs, node, &now, NULL);
+	if (result >= 0 && node_detached(vfs, node))
+		result = -ERR_STALE;
+	return result < 0 ? result : data_open(vfs, &now, ret_data, NULL);
+}
+
+static void log_lost(struct vfs *vfs, const struct node *node, int error)
+{
+	char path[1024];
+	vfs_path(vfs, node->id, path, sizeof(path));
+	fprintf(stderr, "laked: %s was open and cannot be opened again: %s\n", path,
+	        error_text(error));
+}
+
+int open_restore(struct vfs *vfs, struct kept_open *kept)
+{
+	struct node *node;
+	struct open_state *state;
+	int result = node_get(vfs, kept->inode.node, &node);
+	if (result >= 0 && (node->open || !node->scope)) {
+		node_put(vfs, node);
+		result = -ERR_STALE;
+	}
+	if (result < 0) {
+		keep_drop(vfs->keep, kept);
+		return 0;
+	}
+	result = open_begin(vfs, node, &state);
+	if (result >= 0)
+		result = kept_inode_read(&kept->inode, &state->inode);
+	if (result >= 0) {
+		state->kept = kept;
+		state->backing = kept->backing;
+		state->privileged = kept->privileged;
+		state->staging = state->inode.staging;
+		state->handles = 1; /* until open_unshared: for open_frozen, and to stay */
+		int lost = data_open_again(vfs, node, &state->inode, &state->data);
+		if (lost < 0) {
+			state->data = NULL;
+			log_lost(vfs, node, lost);
+		}
+		open_end(vfs, node);
+	}
+	if (result < 0)
+		node_put(vfs, node);
+	return result; /* the pin stays until open_unshared */
+}
+
+void open_unshared(struct vfs *vfs, const struct kept_open *kept)
+{
+	struct open_state *state;
+	struct node *node;
+	if (node_get(vfs, kept->inode.node, &node) < 0)
+		return;
+	node_put(vfs, node); /* open_restore's pin is there */
+	if (open_begin(vfs, node, &state) < 0)
+		return;
+	state->handles--;
+	open_end(vfs, node);
+	node_put(vfs, node);
+}
+
+int file_restore(struct vfs *vfs, void *record)
+{
+	struct kept_file *kept = record;
+	struct node *node;
+	int result = node_get(vfs, kept->node, &node);
+	if (result < 0) {
+		keep_drop(vfs->keep, kept);
+		return 0;
+	}
+	struct vfs_file *file = calloc(1, sizeof(*file));
+	if (!file) {
+		node_put(vfs, node);
+		return -ERR_NO_MEMORY;
+	}
+	*file = (struct vfs_file){.handle = kept->handle,
+	                          .kept = kept,
+	                          .node = node,
+	                          .writes = kept->writes,
+	                          .number = kept->number,
+	                          .pid = kept->pid};
+	struct open_state *state = NULL;
+	if (node->kind == NODE_REPORT)
+		result = report_text(vfs, node, &file->text);
+	else
+		result = open_begin(vfs, node, &state);
+	if (state) { /* an empty one, when it was not kept: every use is an error */
+		file->state = state;
+		state->handles++;
+		open_end(vfs, node);
+	}
+	if (file->number)
+		worktree_writer(vfs->lake->worktrees, file->number, 1);
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_ADD(hh, vfs->files, handle, sizeof(file->handle), file);
+	vfs->file_count++;
+	pthread_mutex_unlock(&vfs->files_lock);
+	return result;
+}
+
+void open_forget_request(struct vfs *vfs, uint64_t request)
+{
+	struct vfs_file *file, *next, *found = NULL;
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_ITER (hh, vfs->files, file, next)
+		if (file->kept && file->kept->request == request)
+			found = file;
+	pthread_mutex_unlock(&vfs->files_lock);
+	if (found)
+		vfs_release(vfs, found);
 }

@@ -32,9 +32,9 @@ static int fixed_entry(struct vfs *vfs, struct node *parent, enum node_kind kind
 		node = nodes_add(vfs->nodes, kind, parent, name, NULL,
 		                 entry_shown(parent->shown, name));
 	if (node) {
-		node->lookups++;
+		nodes_looked_up(node);
 		if (kind == NODE_CONTROL)
-			node->directory = true;
+			nodes_directory(node);
 		ret_entry->node = node->id;
 		ret_entry->lasting = true;
 		fixed_stat(vfs, node, &ret_entry->stat);
@@ -123,10 +123,10 @@ static int top_intern(struct vfs *vfs, struct node *root, const char *name, stru
 	if (!node) {
 		node = nodes_add(vfs->nodes, NODE_TOP, root, name, scope, scope_shown(scope, name));
 		if (node)
-			node->directory = true;
+			nodes_directory(node);
 	}
 	if (node) {
-		node->lookups++;
+		nodes_looked_up(node);
 		nodes_pin(node);
 	}
 	nodes_unlock(vfs->nodes);

@@ -654,7 +654,8 @@ static int discard_unowned(const struct live *live, enum state_table table)
 	}
 }
 
-static int settle_all(struct worktrees *trees, struct message *message)
+static int settle_all(struct worktrees *trees, const struct worktrees_options *options,
+                      struct message *message)
 {
 	struct live live = {.trees = trees};
 	int r = worktrees_settle_renames(trees);
@@ -668,7 +669,8 @@ static int settle_all(struct worktrees *trees, struct message *message)
 		fail(message, r, "cannot read the uncommitted state: %s", error_text(r));
 	else
 		r = staging_clean(trees, (const uint64_t *)(const void *)live.numbers.data,
-		                  live.numbers.length / sizeof(uint64_t), message);
+		                  live.numbers.length / sizeof(uint64_t), options->staging_kept,
+		                  options->staging_kept_count, message);
 	buffer_release(&live.numbers);
 	return r;
 }
@@ -743,7 +745,7 @@ int worktrees_open(const struct worktrees_options *options, struct worktrees **r
 	int r = trees->staging_directory == NULL ? fail(message, -ERR_NO_MEMORY, "out of memory")
 	                                         : open_staging(trees, message);
 	if (r == 0)
-		r = settle_all(trees, message);
+		r = settle_all(trees, options, message);
 	if (r == 0)
 		r = cleaner_start(trees, message);
 	if (r != 0) {

@@ -59,6 +59,8 @@ struct worktrees_options {
 	struct history *history;
 	struct cache *cache;
 	const char *staging_directory;
+	const uint64_t *staging_kept; /* these stay, whether named or not */
+	size_t staging_kept_count;
 	uint64_t copy_up_bytes_max; /* larger files are overlaid piecewise; 0: 16 MiB */
 	int refresh_ms; /* how old what is known of a head may be; 0: 1,000; negative: any age */
 };
@@ -141,7 +143,8 @@ struct inode {
 };
 void inode_release(struct inode *inode);
 int inode_copy(const struct inode *inode, struct inode *ret_copy);
-/* For fuzzing. */
+/* The record, all but the number. */
+void inode_encode(struct buffer *buffer, const struct inode *inode);
 int inode_decode(const void *bytes, size_t length, struct inode *ret_inode);
 
 /* A directory as reads see it: an overlay inode, or (number 0) a committed directory. */

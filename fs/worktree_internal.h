@@ -269,7 +269,6 @@ void overlay_delete_inode(struct state_batch *batch, uint64_t overlay, uint64_t 
 /* -ERR_NOT_FOUND. The caller releases. */
 int overlay_read_inode(struct worktrees *trees, uint64_t overlay, uint64_t number,
                        struct inode *ret_inode);
-void inode_encode(struct buffer *buffer, const struct inode *inode); /* without the number */
 
 struct overlay_entry {
 	const char *name; /* NUL-terminated */
@@ -330,10 +329,10 @@ int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_sta
  * Allocated (free()); none: NULL. */
 int staging_dirty(struct worktrees *trees, const struct inode *inode, int fd,
                   struct extent **ret_extents, size_t *ret_count);
-/* At opening: removes every staging file that no inode of these overlays names, and makes an empty
- * one where a power cut took a file that was never synced. */
+/* At opening: removes every staging file that no inode of these overlays names, unless it is
+ * `kept`, and makes an empty one where a power cut took a file that was never synced. */
 int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t count,
-                  struct message *message);
+                  const uint64_t *kept, size_t kept_count, struct message *message);
 
 /* Write a piecewise file's base_bytes into its record, in whichever working tree's overlay that
  * names this staging file. -ERR_NOT_FOUND: none does (its last name is gone). */
@@ -351,6 +350,8 @@ static inline blkcnt_t piecewise_blocks(const struct stat *staging, uint64_t bas
 	blkcnt_t some = staging->st_blocks + (blkcnt_t)((base_bytes + 511) / 512);
 	return some < all ? some : all;
 }
+/* file_data.c: is the staging file open? */
+bool file_data_in_use(struct worktrees *trees, uint64_t staging);
 /* file_data.c: no file_data may be open any more. */
 void file_data_table_release(struct worktrees *trees);
 

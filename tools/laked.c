@@ -1,5 +1,6 @@
 /*
- * laked — the daemon: opens a lake, mounts it, answers lakectl, until it is unmounted.
+ * laked — the daemon: opens a lake, mounts it, answers lakectl, until it is unmounted. A supervisor
+ * (tools/supervisor.h) holds the mount while it is not there.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -14,10 +15,14 @@
 #include "fs/control.h"
 #include "fs/follower.h"
 #include "fs/mount.h"
+#include "fs/vfs.h"
+#include "tools/supervisor.h"
 
 #ifndef LAKE_VERSION
 #define LAKE_VERSION "0.1.0"
 #endif
+
+#define RESTARTS_DEFAULT 10
 
 extern char **environ;
 
@@ -27,21 +32,27 @@ struct daemon {
 	struct control *control;
 	struct follower *follower;
 	const char *mountpoint;
+	int supervisor; /* a socket; -1: none */
 };
 
 struct daemon_options {
 	const char *lake;
 	int ready_fd; /* where "ready" or the error goes; -1: nowhere */
+	bool supervised;
+	unsigned restarts;
 	struct mount_options mount;
 };
 
 static const char help[] =
-        "usage: laked [--lake DIR] [--no-passthrough] [--debug] [--threads N] MOUNTPOINT\n\n"
+        "usage: laked [--lake DIR] [--no-passthrough] [--debug] [--threads N]\n"
+        "             [--no-supervisor | --restarts N] MOUNTPOINT\n\n"
         "Serves the lake in DIR at MOUNTPOINT until it is unmounted. `lakectl mount` starts it in\n"
         "the background. Messages go to standard error.\n\n"
         "  --lake DIR          the lake's directory (default: $LAKE_DIR, then the default lake)\n"
         "  --no-passthrough    copy all data through the daemon\n"
         "  --threads N         at most N threads answer the kernel\n"
+        "  --no-supervisor     when it dies the mount is dead\n"
+        "  --restarts N        give up when it dies more than N times a minute (default: 10)\n"
         "  --debug             log every request\n"
         "  --ready-fd N        write \"ready\" to descriptor N when mounted\n"
         "  --version, --help\n";
@@ -120,19 +131,64 @@ static int start_follower(struct daemon *daemon, struct message *message)
 	return follower_start(&options, &daemon->follower, message);
 }
 
-static int start(struct daemon *daemon, const struct daemon_options *options,
-                 struct message *message)
+static int open_lake(struct daemon *daemon, const char *given, const struct heritage *heritage,
+                     struct message *message)
 {
+	struct lake_legacy legacy = {.lock_fd = heritage->lock};
 	CLEANUP(free_pointer) char *directory = NULL;
 	CLEANUP(free_pointer) char *branch = NULL;
 	CLEANUP(free_pointer) char *prefix = NULL;
-	int error = lake_find(options->lake, &directory, &branch, &prefix, message);
+	int error = 0;
+	if (heritage->device < 0) {
+		error = lake_find(given, &directory, &branch, &prefix, message);
+		return error ? error : lake_open(directory, &daemon->lake, message);
+	}
+	error = vfs_legacy(heritage->keep, &legacy);
 	if (!error)
-		error = lake_open(directory, &daemon->lake, message);
+		error = lake_inherit(keep_root(heritage->keep)->lake, &legacy, &daemon->lake,
+		                     message);
+	vfs_legacy_release(&legacy);
+	return error;
+}
+
+/* From now on this process can be replaced. */
+static int hand_over(struct daemon *daemon, const struct heritage *heritage,
+                     struct message *message)
+{
+	if (heritage->supervisor < 0 || heritage->device >= 0)
+		return 0;
+	struct keep_root *root = keep_root(heritage->keep);
+	snprintf(root->lake, sizeof root->lake, "%s", daemon->lake->directory);
+	int error = supervisor_hand_over(heritage->supervisor, mount_device(daemon->mount),
+	                                 daemon->lake->lock_fd);
+	return error ? fail(message, error, "cannot reach the supervisor: %s", error_text(error))
+	             : 0;
+}
+
+static void part(void *context)
+{
+	struct daemon *daemon = context;
+	if (daemon->supervisor >= 0)
+		supervisor_part(daemon->supervisor);
+}
+
+static int start(struct daemon *daemon, const struct daemon_options *options,
+                 const struct heritage *heritage, struct message *message)
+{
+	struct mount_options mount = options->mount;
+	int error = open_lake(daemon, options->lake, heritage, message);
 	if (!error)
 		error = webhooks_start(daemon->lake->webhooks, log_line, NULL, message);
+	mount.keep = heritage->keep;
+	mount.device = heritage->device;
+	mount.parting = part;
+	mount.context = daemon;
+	if (!error && heritage->keep)
+		daemon->lake->commands = &keep_root(heritage->keep)->commands;
 	if (!error)
-		error = mount_new(daemon->lake, &options->mount, &daemon->mount, message);
+		error = mount_new(daemon->lake, &mount, &daemon->mount, message);
+	if (!error)
+		error = hand_over(daemon, heritage, message);
 	if (!error)
 		error = control_start(daemon->lake, answer_daemon, daemon, &daemon->control,
 		                      message);
@@ -153,14 +209,22 @@ static void tell_starter(int fd, int error, const struct message *message)
 	close(fd);
 }
 
-static int serve(const struct daemon_options *options)
+static int serve(void *context, const struct heritage *heritage)
 {
-	struct daemon daemon = {.mountpoint = options->mount.mountpoint};
+	const struct daemon_options *options = context;
+	struct daemon daemon = {.mountpoint = options->mount.mountpoint,
+	                        .supervisor = heritage->supervisor};
 	struct message message = {{0}};
-	int error = start(&daemon, options, &message);
+	if (heritage->device >= 0)
+		daemon.mountpoint = keep_root(heritage->keep)->mountpoint;
+	int error = start(&daemon, options, heritage, &message);
+	bool started = !error;
 	if (error < 0 && !message.text[0])
 		fail(&message, error, "cannot start: %s", error_text(error));
-	tell_starter(options->ready_fd, error, &message);
+	if (heritage->device < 0)
+		tell_starter(options->ready_fd, error, &message);
+	else if (started)
+		log_line(NULL, "serving again");
 	if (!error)
 		error = mount_run(daemon.mount, &message);
 	if (error < 0)
@@ -169,6 +233,8 @@ static int serve(const struct daemon_options *options)
 	control_stop(daemon.control);
 	mount_free(daemon.mount);
 	lake_close(daemon.lake);
+	if (heritage->device >= 0 && !started && error == -ERR_STORE_AWAY)
+		return SERVE_LATER;
 	return error < 0 ? error_exit(error) : 0;
 }
 
@@ -177,6 +243,8 @@ static int parse(int argc, char **argv, struct daemon_options *ret_options)
 	static const struct option longs[] = {{"lake", required_argument, NULL, 'l'},
 	                                      {"ready-fd", required_argument, NULL, 'r'},
 	                                      {"no-passthrough", no_argument, NULL, 'p'},
+	                                      {"no-supervisor", no_argument, NULL, 's'},
+	                                      {"restarts", required_argument, NULL, 'n'},
 	                                      {"debug", no_argument, NULL, 'd'},
 	                                      {"threads", required_argument, NULL, 't'},
 	                                      {"version", no_argument, NULL, 'v'},
@@ -190,6 +258,10 @@ static int parse(int argc, char **argv, struct daemon_options *ret_options)
 			ret_options->ready_fd = atoi(optarg);
 		else if (value == 'p')
 			ret_options->mount.passthrough = false;
+		else if (value == 's')
+			ret_options->supervised = false;
+		else if (value == 'n')
+			ret_options->restarts = (unsigned)atoi(optarg);
 		else if (value == 'd')
 			ret_options->mount.debug = true;
 		else if (value == 't')
@@ -211,11 +283,20 @@ static int parse(int argc, char **argv, struct daemon_options *ret_options)
 
 int main(int argc, char **argv)
 {
-	struct daemon_options options = {.ready_fd = -1, .mount = {.passthrough = true}};
+	struct daemon_options options = {.ready_fd = -1,
+	                                 .supervised = true,
+	                                 .restarts = RESTARTS_DEFAULT,
+	                                 .mount = {.passthrough = true, .device = -1}};
+	const struct heritage alone = {.device = -1, .lock = -1, .supervisor = -1};
 	int code = parse(argc, argv, &options);
 	if (code >= 0)
 		return code;
 	signal(SIGPIPE, SIG_IGN);
 	umask(0022);
-	return serve(&options);
+	if (!options.supervised)
+		return serve(&options, &alone);
+	return supervise(&(struct supervision){.serve = serve,
+	                                       .context = &options,
+	                                       .starter = options.ready_fd,
+	                                       .restarts = options.restarts});
 }

@@ -145,6 +145,12 @@ static struct laked_arguments laked_arguments(const cJSON *request, const char *
 		add(&arguments, "--no-passthrough");
 	if (flag_of(request, "debug"))
 		add(&arguments, "--debug");
+	if (flag_of(request, "no_supervisor"))
+		add(&arguments, "--no-supervisor");
+	if (string_of(request, "restarts")) {
+		add(&arguments, "--restarts");
+		add(&arguments, string_of(request, "restarts"));
+	}
 	add(&arguments, "--");
 	add(&arguments, mountpoint);
 	return arguments;

@@ -80,7 +80,7 @@ class Lake:
     def umount(self):
         if not self.daemon:
             return
-        self._note_memory(self.daemon.pid)
+        self._note_memory(self.server())
         for attempt in range(50):
             try:
                 self.call("umount")
@@ -106,7 +106,7 @@ class Lake:
     def settle(self):
         """Wait until laked has nothing left to do in the background, at most two minutes."""
         def ticks():
-            with open(f"/proc/{self.daemon.pid}/stat") as stat:
+            with open(f"/proc/{self.server()}/stat") as stat:
                 fields = stat.read().rsplit(")", 1)[1].split()
             return int(fields[11]) + int(fields[12])
         for _ in range(240):
@@ -114,6 +114,11 @@ class Lake:
             time.sleep(0.5)
             if ticks() - before <= 2:
                 break
+
+    def server(self):
+        """The process that serves; self.daemon is its supervisor."""
+        with open(os.path.join(self.directory, "lock")) as lock:
+            return int(lock.read())
 
     def _note_memory(self, pid):
         try:
@@ -128,7 +133,7 @@ class Lake:
 
     def _watch_memory(self, daemon):
         while daemon.returncode is None:
-            self._note_memory(daemon.pid)
+            self._note_memory(self.server())
             time.sleep(0.1)
 
     # -- the control socket --

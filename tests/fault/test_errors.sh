@@ -23,7 +23,8 @@ check "names the mount point" contains "$mnt" "$scratch/out"
 # -- kill -9 --
 echo kept >"$mnt/main/kept" && mkdir "$mnt/main/d" && mv "$mnt/main/kept" "$mnt/main/d/kept"
 ln "$mnt/main/d/kept" "$mnt/main/d/second"
-kill -9 "$(cat "$lake/lock")"
+pid=$(cat "$lake/lock")
+kill -9 "$(awk '{print $4}' "/proc/$pid/stat")" "$pid" # first what would start it again
 for _ in $(seq 100); do ls "$mnt" >/dev/null 2>&1 || break; sleep 0.05; done
 check "after kill -9 a new daemon replaces the dead mount" lake_mount "$lake" "$mnt"
 check "uncommitted changes are there" equal "$(cat "$mnt/main/d/kept")" kept

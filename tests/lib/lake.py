@@ -86,12 +86,20 @@ class Lake:
         self.ctl("umount")
 
     def kill(self):
-        """kill -9, and wait until the mount is dead."""
+        """kill -9 of the daemon and whoever would start it again, and wait until the mount is dead."""
         pid = self.pid()
+        for parent in self.supervisors(pid):
+            os.kill(parent, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
         # The lake is free when the last of its threads has let go of the files.
         while os.path.exists(f"/proc/{pid}/fd/0") or self.threads(pid) > 1:
             time.sleep(0.001)
+
+    @staticmethod
+    def supervisors(pid):
+        parent = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        name = pathlib.Path(f"/proc/{parent}/comm").read_text().strip() if parent else ""
+        return [parent] if name == "laked-keep" else []
 
     @staticmethod
     def threads(pid):

@@ -64,9 +64,7 @@ with Lake() as lake:
         lake.mount()
 
     with tests.case("unmounting what a dead daemon left says what to do"):
-        pid = lake.pid()
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: not os.path.exists(f"/proc/{pid}"))
+        lake.kill()
         done = subprocess.run([BIN / "lakectl", "umount", lake.mountpoint.name], cwd=lake.mountpoint.parent,
                               capture_output=True, text=True, check=False)
         assert done.returncode == 5 and "umount -l" in done.stderr, done

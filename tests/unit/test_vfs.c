@@ -68,7 +68,7 @@ static void world_mount(struct world *world, bool passthrough)
 		kernel.backing_open = backing_open;
 		kernel.backing_close = backing_close;
 	}
-	check(vfs_new(world->lake, &kernel, &world->vfs), "vfs_new", NULL);
+	check(vfs_new(world->lake, &kernel, NULL, &world->vfs), "vfs_new", NULL);
 }
 
 static void world_unmount(struct world *world)
@@ -341,7 +341,7 @@ static void test_nodes__references(void **state)
 		snprintf(name, sizeof(name), "%d", i);
 		struct node *child = nodes_add(nodes, NODE_ENTRY, parent, name, NULL, 9);
 		child->lookups = 1;
-		nodes_bind(nodes, child, 1, 1000 + (uint64_t)i);
+		nodes_bind(nodes, child, 1, 1000 + (uint64_t)i, 0);
 	}
 	assert_int_equal(nodes_count(nodes), 5002);
 	nodes_forget(nodes, parent, 2, &dead);

@@ -25,6 +25,8 @@ WORKERS = 3
 NAMES = "abcdefghij"
 SIZE_MAX = 200_000
 COPY_UP_BYTES_MAX = 65536
+FOLD_VALUE = 60_000  # journal bytes of one change: 70 of these are a fold
+AIM_SECONDS = 1.5
 
 
 def exchange(one, other):
@@ -197,6 +199,15 @@ def reached(found, all_states, operations, first=0):
 
 # -- the driver: commands that succeed, fail or die --
 
+KINDS = ["commit", "commit", "upload", "merge", "publish", "reset", "revert", "create", "rename", "delete", "restore", "gc"]
+RESTORED = [f"restored/{number}" for number in range(3)]  # on a branch whose head never moves
+BASE = b"as committed"
+
+
+def heads(lake):
+    return {branch["name"]: branch["commit"] for branch in lake.ctl("branch", "list")["branches"]}
+
+
 class Driver:
     """Runs in a process of its own; what returned goes to its ledger."""
 
@@ -207,43 +218,79 @@ class Driver:
         with open(self.ledger, "a", encoding="ascii") as notes:
             notes.write(json.dumps(what) + "\n")
 
-    def ctl(self, kind, *arguments, **details):
-        self.note(kind=kind, begin=True, **details)
+    def ctl(self, kind, branches, *arguments, **details):
+        """Run a command that may move, make or remove `branches`."""
+        self.note(kind=kind, begin=True, branches=branches, **details)
         try:
             reply = self.lake.ctl(*arguments)
+            self.note(kind=kind, done=True, commit=reply.get("commit"), **details)
+            self.note(kind="heads", heads=heads(self.lake))
         except (Refused, ValueError) as problem:
             self.note(kind=kind, failed=str(problem))
             return None
-        self.note(kind=kind, done=True, commit=reply.get("commit"), **details)
         return reply
 
     def counts(self):
         return [len(read_ledger(self.lake.scratch / f"ledger{i}")[0]) for i in range(WORKERS)]
 
     def run(self):
-        number = 0
-        while True:
-            number += 1
-            kind = self.dice.choice(["commit", "commit", "merge", "reset", "branch"])
-            if kind == "commit":
-                self.ctl("commit", "commit", "main", "-m", "crash", "--allow-open",
-                         "--allow-empty", counts=self.counts())
-            elif kind == "branch":
-                self.ctl("branch", "branch", "create", f"b{time.time_ns()}", "main")
-            elif kind == "reset":
-                self.ctl("reset", "reset", "side", "side~1", "--discard")
-            else:
-                path = self.lake.mountpoint / "side" / "side"
-                try:
-                    path.mkdir(exist_ok=True)
-                    name = f"f{time.time_ns()}"
-                    (path / name).write_bytes(name.encode() * 1000)
-                except OSError:
-                    return
-                if self.ctl("commit side", "commit", "side", "-m", name, name=name):
-                    self.ctl("merge", "merge", "side", "main", name=name)
-            if not self.lake.pid():
+        while self.lake.pid():
+            try:
+                self.step(self.dice.choice(KINDS))
+            except (OSError, Refused):
                 return
+
+    def step(self, kind):
+        name = f"f{time.time_ns()}"
+        if kind == "commit":
+            self.ctl("commit", ["main"], "commit", "main", "-m", "crash", "--allow-open", "--allow-empty",
+                     counts=self.counts())
+        elif kind in ("merge", "publish"):
+            path = self.lake / "side/side"
+            path.mkdir(exist_ok=True)
+            (path / name).write_bytes(name.encode() * 1000)
+            if self.ctl("commit side", ["side"], "commit", "side", "-m", name, name=name):
+                self.ctl(kind, ["main"], kind, "side", *(["main"] if kind == "merge" else ["--into", "main"]), name=name)
+        elif kind == "upload":
+            (self.lake / "moved/large").write_bytes(self.dice.randbytes(3_000_000))
+            self.ctl(kind, ["moved"], "commit", "moved", "-m", kind)
+        elif kind == "reset":
+            self.ctl(kind, ["moved"], "reset", "moved", "moved~1", "--discard")
+        elif kind == "revert":
+            self.ctl(kind, ["moved"], "revert", "moved", "moved")
+        elif kind == "restore":
+            text = f"changed {name}"
+            self.note(kind="modify", text=text)
+            for path in RESTORED:
+                (self.lake / "rest" / path).write_text(text)
+            self.ctl(kind, [], "restore", "rest", "--", "restored", text=text)
+        elif kind == "gc":
+            self.ctl(kind, [], "gc", "--grace-seconds", "0", "--alone")
+        else:
+            self.branches(kind, f"b{time.time_ns()}")
+
+    def branches(self, kind, new):
+        mine = [name for name in heads(self.lake) if name.startswith("b")]
+        old = self.dice.choice(mine) if mine else None
+        if kind == "create" or not mine:
+            self.ctl("create", [new], "branch", "create", new, "main")
+        elif kind == "rename":
+            self.ctl(kind, [old, new], "branch", "rename", old, new)
+        else:
+            self.ctl(kind, [old], "branch", "delete", old)
+
+
+def folds(path, seed):
+    """Fills the journal, so that it is folded again and again."""
+    dice = random.Random(seed)
+    try:
+        path.write_bytes(b"")
+        while True:
+            for _ in range(20):
+                os.setxattr(path, "user.fill", dice.randbytes(FOLD_VALUE))
+            time.sleep(0.05)
+    except OSError:
+        return
 
 
 class Crash:
@@ -252,11 +299,17 @@ class Crash:
         self.main = set()      # commits that returned, to main
         self.merged = set()    # files that a merge brought to main
         self.views = {}        # commit: digest of what it shows
+        self.changes = []      # what was written before it was restored
         self.killed_in = {}    # what was interrupted how often
         for i in range(WORKERS):
             (lake / f"main/w{i}").mkdir()
+        (lake / "main/restored").mkdir()
+        for path in RESTORED:
+            (lake / "main" / path).write_bytes(BASE)
         lake.ctl("commit", "main", "-m", "start")
-        lake.ctl("branch", "create", "side", "main")
+        for name in ("side", "moved", "rest"):
+            lake.ctl("branch", "create", name, "main")
+        self.heads = heads(lake)
         self.files = [{} for _ in range(WORKERS)]
 
     def fork(self, function, *arguments):
@@ -279,13 +332,14 @@ class Crash:
         pids = [self.fork(worker, lake / f"main/w{i}", ledgers[i], dice.randrange(1 << 30),
                           self.files[i]) for i in range(WORKERS)]
         driver = self.fork(Driver(lake, lake.scratch / "driver", dice.randrange(1 << 30)).run)
-        time.sleep(dice.uniform(0.05, 0.9))
+        folder = self.fork(folds, lake / "main/filled", dice.randrange(1 << 30))
+        self.aim(dice.choice([None, *set(KINDS)]))
         with_commands = dice.randrange(3) == 0
         daemon = lake.pid()
         lake.kill()
         if with_commands:
             os.killpg(driver, signal.SIGKILL)
-        for pid in pids:
+        for pid in (*pids, folder):
             assert os.waitpid(pid, 0)[1] == 0, "a worker failed"
         status = os.waitpid(driver, 0)[1]
         assert status == 0 or with_commands, "the driver failed"
@@ -293,6 +347,17 @@ class Crash:
         assert not os.path.exists(f"/proc/{daemon}/fd/0")
         lake.mount()
         self.verify(ledgers)
+
+    def aim(self, kind):
+        """Wait until the daemon is to die: at some moment, or soon after such a command has begun."""
+        if not kind:
+            time.sleep(self.dice.uniform(0.05, 0.9))
+            return
+        until = time.monotonic() + AIM_SECONDS
+        begun = f'"kind": "{kind}", "begin": true'
+        while time.monotonic() < until and begun not in (self.lake.scratch / "driver").read_text():
+            time.sleep(0.005)
+        time.sleep(self.dice.uniform(0, self.dice.choice((0.03, 0.1, 0.3))))
 
     def wait_for_commands(self):
         """A command that goes on without a daemon holds the lake."""
@@ -324,6 +389,7 @@ class Crash:
         assert not self.lake.ctl("status", "main")["changes"]
         for i in range(WORKERS):
             assert directory(self.lake / f"@{commit}/w{i}") == self.files[i], "a commit is torn"
+        self.heads = heads(self.lake)
 
     @staticmethod
     def difference(found, wanted, pending):
@@ -338,22 +404,26 @@ class Crash:
         return "; ".join(lines)
 
     def verify_commands(self, histories):
-        begun = None
-        for line in (self.lake.scratch / "driver").read_text().splitlines():
-            note = json.loads(line)
+        begun, notes = None, [json.loads(line) for line in (self.lake.scratch / "driver").read_text().splitlines()]
+        for note in notes:
             if note.get("begin"):
                 begun = note
                 continue
-            failed, begun = note.get("failed"), None
+            failed = note.get("failed")
             if failed:
                 self.verify_failure(failed)
+                if begun and self.daemon_died(failed):
+                    self.interrupted(begun)
             elif note["kind"] == "commit":
                 self.verify_commit(note, histories)
-            elif note["kind"] == "merge":
+            elif note["kind"] in ("merge", "publish"):
                 self.main.add(note["commit"])
                 self.merged.add(note["name"])
+            begun = None
         if begun:
-            self.killed_in[begun["kind"]] = self.killed_in.get(begun["kind"], 0) + 1
+            self.interrupted(begun)
+        self.verify_heads(notes)
+        self.verify_restored(notes)
         log = [entry["id"] for entry in self.lake.ctl("log", "main", "-n", 100000)["commits"]]
         lost = self.main - set(log)
         assert not lost, f"commits that returned are not in main's history: {lost}"
@@ -361,6 +431,52 @@ class Crash:
         assert self.merged <= there, f"merged files are missing: {self.merged - there}"
         for name in self.merged:
             assert (self.lake / "main/side" / name).read_bytes() == name.encode() * 1000
+
+    def interrupted(self, note):
+        self.killed_in[note["kind"]] = self.killed_in.get(note["kind"], 0) + 1
+
+    @staticmethod
+    def daemon_died(text):
+        return any(word in text for word in ("daemon", "connect", "went away", "ended", "no answer"))
+
+    def verify_heads(self, notes):
+        """What nothing had been done to stands where it stood; else it is the old head or the new one."""
+        expected, touched, removable = self.heads, set(), set()
+        for note in notes:
+            if note["kind"] == "heads":
+                expected, touched, removable = note["heads"], set(), set()
+            elif note.get("begin"):
+                touched |= set(note["branches"])
+                removable |= set(note["branches"]) if note["kind"] in ("rename", "delete", "create") else set()
+        found = heads(self.lake)
+        for name in expected.keys() | found.keys():
+            if found.get(name) == expected.get(name):
+                continue
+            assert name in touched, f"{name} is at {found.get(name)}, not {expected.get(name)}"
+            if name in removable:
+                continue
+            assert name in found, f"{name} is gone"
+            near = self.parents(found[name]) | self.parents(expected[name])
+            assert {found[name], expected[name]} & near, f"{name} went from {expected[name]} to {found[name]}"
+        for note in notes:  # a branch that is renamed has one of its names, or both
+            if note.get("begin") and note["kind"] == "rename" and note["branches"][0] in expected:
+                assert set(note["branches"]) & found.keys(), f"both names are gone: {note['branches']}"
+
+    def parents(self, commit):
+        """Of a commit, and its own."""
+        return {parent for entry in self.lake.ctl("log", commit, "-n", 3)["commits"] for parent in entry["parents"]}
+
+    def verify_restored(self, notes):
+        """A directory is restored as a whole, or not at all."""
+        found = {(self.lake / "rest" / path).read_bytes() for path in RESTORED}
+        for note in notes:
+            if note["kind"] == "modify":
+                self.changes.append(note["text"].encode())
+        known = {BASE, b"", *self.changes}
+        assert found <= known, f"bytes that nobody wrote: {found - known}"
+        last = next((note for note in reversed(notes) if note["kind"] in ("modify", "restore")), None)
+        if last and last["kind"] == "restore":
+            assert found == {BASE} or not last.get("done") and found == {self.changes[-1]}, f"half restored: {found}"
 
     @staticmethod
     def verify_failure(text):

@@ -587,6 +587,9 @@ class Cuts:
         dirty = self.dirty - {COMMITS[note["kind"]] for note in done if note["kind"] in COMMITS and not note["refused"]}
         if under_way and under_way["kind"] in WRITES:
             dirty.add(WRITES[under_way["kind"]])
+        safe = [note for note in done if note["kind"] in ("commit", *COMMITS) and not note["refused"]]
+        if any(note["kind"] == "restore" and note["end"] > (safe[-1]["begin"] if safe else 0) for note in done):
+            dirty.add("other")  # what a restore made is uncommitted, and as safe as any write
         for branch in found.keys() - dirty - {"main"}:
             assert tree(lake / branch) == self.trees[found[branch]], f"{branch} is not as it was committed"
         committed = set(self.committed)

@@ -448,6 +448,9 @@ int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t coun
 	size_t named_count = named.length / sizeof(uint64_t);
 	if (r == 0 && named_count > 0)
 		qsort(named.data, named_count, sizeof(uint64_t), by_number);
+	/* What was replayed may be in the page cache only: see staging_remove. */
+	if (r == 0)
+		r = state_sync(trees->state);
 	if (r == 0)
 		r = clean_all(trees, (const uint64_t *)(const void *)named.data, named_count,
 		              &sorted);

@@ -11,6 +11,7 @@
 #include "fs/snapshot.h"
 
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
 
@@ -19,8 +20,6 @@
 #define ADOPT_WAIT_MS 200 /* then it is fetched */
 #define REMOVE_DELAY_MS 200
 #define REMOVE_STEP 1024 /* then others have their turn */
-/* Less room than this, or a sixteenth of all: a removed file's space is wanted at once. */
-#define ROOM_SHORT_BYTES ((uint64_t)1 << 30)
 
 struct discarded {
 	struct discarded *next;
@@ -76,13 +75,13 @@ void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64
 
 /* -- staging files that no record names any more -- */
 
-static bool room_is_short(struct worktrees *trees)
+/* Would it matter if `bytes` became free only later? */
+static bool room_is_short(struct worktrees *trees, uint64_t bytes)
 {
 	struct statvfs room;
 	if (fstatvfs(trees->staging_fd, &room) != 0)
-		return false;
-	uint64_t left = (uint64_t)room.f_bavail * room.f_frsize;
-	return left < ROOM_SHORT_BYTES && room.f_bavail < room.f_blocks / 16;
+		return true;
+	return bytes > (uint64_t)room.f_bavail * room.f_frsize / 2;
 }
 
 /* Unlink at most `limit` of them. */
@@ -96,10 +95,13 @@ static void unlink_removed(struct worktrees *trees, size_t limit)
 	size_t left = (count - take) * sizeof(uint64_t);
 	if (take > 0)
 		buffer_append(&numbers, removed->data + left, take * sizeof(uint64_t));
-	if (numbers.failed == 0)
+	if (numbers.failed == 0) {
 		removed->length = left;
-	else
+		if (left == 0)
+			trees->removed_bytes = 0;
+	} else {
 		trees->removed_due_ms = clock_monotonic_ms() + CLEAN_RETRY_MS;
+	}
 	pthread_mutex_unlock(&trees->cleaner_lock);
 	/* Should the sync fail they stay until the next opening: it knows which ones count. */
 	if (numbers.length == 0 || numbers.failed != 0 || state_sync(trees->state) != 0)
@@ -111,19 +113,21 @@ static void unlink_removed(struct worktrees *trees, size_t limit)
 
 void staging_remove(struct worktrees *trees, uint64_t staging)
 {
-	if (staging == 0)
+	struct stat status;
+	if (staging == 0 || staging_stat(trees, staging, &status) != 0)
 		return;
 	pthread_mutex_lock(&trees->cleaner_lock);
 	bool first = trees->removed.length == 0;
 	buffer_u64(&trees->removed, staging);
 	if (trees->removed.failed != 0) /* no memory: it goes at the next opening */
 		trees->removed.failed = 0;
+	uint64_t bytes = trees->removed_bytes += (uint64_t)status.st_blocks * 512;
 	if (first) {
 		trees->removed_due_ms = clock_monotonic_ms() + REMOVE_DELAY_MS;
 		pthread_cond_signal(&trees->cleaner_wake);
 	}
 	pthread_mutex_unlock(&trees->cleaner_lock);
-	if (room_is_short(trees)) {
+	if (room_is_short(trees, bytes)) {
 		loop_about_to_block();
 		unlink_removed(trees, SIZE_MAX);
 	}

@@ -97,6 +97,7 @@ struct worktrees {
 	pthread_cond_t adopted;
 	_Atomic unsigned adopting; /* items of `discarded` with files that readers wait for */
 	struct buffer removed;     /* u64 each: staging files to unlink; cleaner_lock */
+	uint64_t removed_bytes;    /* at least what these take on the disk */
 	int64_t removed_due_ms;
 };
 
@@ -259,7 +260,7 @@ void cleaner_release(struct worktrees *trees);
 /*
  * No record names this staging file any more (0: none). It goes when that is durable: after a power
  * cut the record may be back, and what had been fsynced must be there again with it. So space comes
- * back a moment later, except when it is short: then this waits for the disk.
+ * back a moment later, except when that is half as much as there is: then this waits for the disk.
  */
 void staging_remove(struct worktrees *trees, uint64_t staging);
 

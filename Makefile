@@ -10,7 +10,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 PACKAGES := fuse3 libcjson lmdb libzstd libcrypto libcurl expat
-CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) \
+# HASH_NONFATAL_OOM: uthash would end the process; so an element without `hh.tbl` was not added.
+CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DHASH_NONFATAL_OOM=1 $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) \
 	-DLAKE_AUDITS_PATH='"$(PREFIX)/share/lake/audits"'
 WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
 	-Wvla -Wundef -Wformat=2 -Wno-unused-parameter

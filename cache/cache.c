@@ -56,9 +56,13 @@ int recent_add(struct cache *cache, const struct id *id, uint64_t bytes)
 	if (!cache->recent)
 		cache->recent_since_ms = clock_monotonic_ms();
 	HASH_ADD(hh, cache->recent, id, sizeof(recent->id), recent);
-	cache->recent_bytes += bytes;
+	bool added = recent->hh.tbl != NULL;
+	if (added)
+		cache->recent_bytes += bytes;
 	pthread_mutex_unlock(&cache->table_lock);
-	return 0;
+	if (!added)
+		free(recent);
+	return added ? 0 : -ERR_NO_MEMORY;
 }
 
 bool recent_remove(struct cache *cache, const struct id *id, uint64_t *ret_bytes)
@@ -163,16 +167,21 @@ static int acquire(struct cache *cache, const struct content *content, struct bl
 		}
 	}
 	if (!blob) {
-		blob = steal(&fresh);
-		HASH_ADD(hh, cache->table, id, sizeof(blob->id), blob);
+		HASH_ADD(hh, cache->table, id, sizeof(fresh->id), fresh);
+		if (fresh->hh.tbl)
+			blob = steal(&fresh);
 	}
-	blob->references++;
-	blob->users++;
+	if (blob) {
+		blob->references++;
+		blob->users++;
+	}
 	pthread_mutex_unlock(&cache->table_lock);
 	if (fresh)
 		blob_free(fresh);
 	if (stale)
 		blob_free(stale);
+	if (!blob)
+		return -ERR_NO_MEMORY;
 	*ret_blob = blob;
 	return 0;
 }

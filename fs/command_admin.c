@@ -49,6 +49,10 @@ static int note_pack(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t 
 	memcpy(known->id, pack, PACK_ID_BYTES);
 	known->bytes = bytes;
 	HASH_ADD(hh, check->packs, id, PACK_ID_BYTES, known);
+	if (!known->hh.tbl) {
+		free(known);
+		return -ERR_NO_MEMORY;
+	}
 	check->pack_count++;
 	check->pack_bytes += bytes;
 	return 0;

@@ -55,6 +55,10 @@ static int note_pack(void *context, const uint8_t id[PACK_ID_BYTES], uint64_t by
 	memcpy(pack->id, id, PACK_ID_BYTES);
 	pack->bytes = bytes;
 	HASH_ADD(hh, collection->packs, id, PACK_ID_BYTES, pack);
+	if (!pack->hh.tbl) {
+		free(pack);
+		return -ERR_NO_MEMORY;
+	}
 	return 0;
 }
 

@@ -113,6 +113,10 @@ static int remember(struct composition *composition, const char *path, size_t le
 		return -ERR_NO_MEMORY;
 	memcpy(seen->path, path, length);
 	HASH_ADD_STR(composition->uncommitted, path, seen);
+	if (!seen->hh.tbl) {
+		free(seen);
+		return -ERR_NO_MEMORY;
+	}
 	return 0;
 }
 

@@ -23,6 +23,8 @@ static const uint8_t magic[8] = {'L', 'a', 'k', 'e', 'J', 'r', 'n', 'l'};
 #define SEGMENT_BYTES_MAX ((size_t)1 << 30)
 /* Bytes hashed at most in looking for whole batches behind a bad one. */
 #define SEARCH_BYTES_MAX ((uint64_t)64 << 20)
+#define ALLOCATE_BYTES (256u << 10)
+#define KEPT_BACK_BYTES (64u << 10) /* some hundred removals */
 
 static void name_of(uint64_t sequence, char ret_name[JOURNAL_NAME_MAX])
 {
@@ -310,6 +312,22 @@ int journal_remove(int directory_fd, uint64_t sequence)
 	return unlinkat(directory_fd, name, 0) == 0 || errno == ENOENT ? 0 : error_system(errno);
 }
 
+/* That blocks are there up to `end`, and some beyond for removals; those may use the latter. */
+static int reserve(struct journal *journal, uint64_t end, bool makes_room)
+{
+	uint64_t wanted = end + KEPT_BACK_BYTES;
+	for (uint64_t ahead = ALLOCATE_BYTES; wanted > journal->allocated; ahead = 0) {
+		if (fallocate(journal->fd, FALLOC_FL_KEEP_SIZE, (off_t)journal->end,
+		              (off_t)(wanted + ahead - journal->end)) == 0)
+			journal->allocated = wanted + ahead;
+		else if (errno != ENOSPC && errno != EDQUOT)
+			return 0; /* a file system without it: writing will tell */
+		else if (ahead == 0)
+			return makes_room ? 0 : -ERR_NO_SPACE;
+	}
+	return 0;
+}
+
 int journal_append(struct journal *journal, struct state_batch *batch)
 {
 	int r = buffer_check(&batch->bytes);
@@ -317,6 +335,9 @@ int journal_append(struct journal *journal, struct state_batch *batch)
 		return r;
 	if (batch->bytes.length + journal->end > SEGMENT_BYTES_MAX)
 		return -ERR_NO_SPACE;
+	r = reserve(journal, journal->end + batch->bytes.length, batch->makes_room);
+	if (r != 0)
+		return r;
 	journal_seal(journal->sequence, journal->synced, batch->count, batch->bytes.data,
 	             batch->bytes.length);
 	r = write_full(journal->fd, batch->bytes.data, batch->bytes.length, (off_t)journal->end);
@@ -331,6 +352,7 @@ int journal_append(struct journal *journal, struct state_batch *batch)
 void journal_cut(struct journal *journal, uint64_t end)
 {
 	journal->end = end;
+	journal->allocated = 0; /* what is cut off goes */
 	/* Should this fail, the rest of the file is a torn batch until the next one covers it. */
 	if (ftruncate(journal->fd, (off_t)end) != 0)
 		return;

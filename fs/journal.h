@@ -22,8 +22,9 @@ struct journal {
 	int directory_fd; /* borrowed */
 	int fd;           /* -1: none */
 	uint64_t sequence;
-	uint64_t end;    /* of the valid batches */
-	uint64_t synced; /* known durable */
+	uint64_t end;       /* of the valid batches */
+	uint64_t synced;    /* known durable */
+	uint64_t allocated; /* up to here the file has its blocks, written or not; 0: unknown */
 };
 
 /* Make the segment, durably with its name. */
@@ -31,7 +32,8 @@ int journal_create(int directory_fd, uint64_t sequence, struct journal *ret_jour
                    struct message *message);
 void journal_close(struct journal *journal);
 int journal_remove(int directory_fd, uint64_t sequence); /* missing is fine */
-/* All of the batch or nothing: -ERR_NO_SPACE. */
+/* All of the batch or nothing: -ERR_NO_SPACE, also when afterwards there would not be enough left
+ * for removals (batch->makes_room): on a full disk these are what helps. */
 int journal_append(struct journal *journal, struct state_batch *batch);
 /* Take back the batches after `end`. */
 void journal_cut(struct journal *journal, uint64_t end);

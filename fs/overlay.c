@@ -590,7 +590,7 @@ static int remove_slot(struct worktree *worktree, struct slot *slot, struct vict
 	if (r != 0)
 		return r;
 	int64_t now = clock_wall_ns();
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	CLEANUP(state_batch_release) struct state_batch batch = {.makes_room = true};
 	slot_clear(&batch, overlay, slot);
 	touch_directory(&batch, overlay, &slot->directory, now);
 	if (victim->inode.number != 0)

@@ -45,6 +45,8 @@ static bool first_with(struct walk *walk, const struct seen_key *key)
 	if (seen) {
 		seen->key = *key;
 		HASH_ADD(hh, walk->seen, key, sizeof seen->key, seen);
+		if (!seen->hh.tbl)
+			free(seen);
 	}
 	return true;
 }

@@ -83,6 +83,11 @@ static int keep_inode(struct rebase *rebase, const struct inode *inode)
 		}
 		linked->number = inode->number;
 		HASH_ADD(hh, rebase->linked, number, sizeof(linked->number), linked);
+		if (!linked->hh.tbl) {
+			inode_release(&linked->inode);
+			free(linked);
+			return -ERR_NO_MEMORY;
+		}
 	}
 	linked->names++;
 	return 0;

@@ -461,6 +461,8 @@ static void remember(const struct id *id, const struct buffer *bytes)
 		HASH_DEL(loaded_rules, old);
 	free(old);
 	HASH_ADD(hh, loaded_rules, id, sizeof made->id, made);
+	if (!made->hh.tbl)
+		free(made);
 	pthread_mutex_unlock(&loaded_lock);
 }
 

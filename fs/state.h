@@ -40,7 +40,8 @@ void state_close(struct state *state); /* folds; accepts NULL */
 struct state_batch {
 	struct buffer bytes;
 	uint32_t count;
-	bool decides; /* state_watch wants to know of it */
+	bool makes_room; /* a removal: may use what the journal keeps back for a full disk */
+	bool decides;    /* state_watch wants to know of it */
 };
 void state_put(struct state_batch *batch, enum state_table table, const void *key,
                size_t key_length, const void *value, size_t value_length);

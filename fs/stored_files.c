@@ -103,6 +103,10 @@ static const struct stored_pack *pack_of(struct stored *stored, const uint8_t id
 		return NULL;
 	memcpy(pack->id, id, PACK_ID_BYTES);
 	HASH_ADD(hh, stored->packs, id, PACK_ID_BYTES, pack);
+	if (!pack->hh.tbl) {
+		free(pack);
+		return NULL;
+	}
 	return pack;
 }
 

@@ -272,7 +272,11 @@ static int write_state(struct vfs *vfs, struct node *node, struct open_state *st
 	result = node_bind(vfs, node, true, &binding, message);
 	if (result >= 0) {
 		uint64_t number = binding.directory.number;
-		worktree_writer(vfs->lake->worktrees, number, 1);
+		result = worktree_writer(vfs->lake->worktrees, number, 1);
+		if (result < 0) {
+			gate_leave(node);
+			return result;
+		}
 		if (state->handles > 0)
 			result = shared_write_state(vfs, node, state, number, truncate, message);
 		else
@@ -474,7 +478,7 @@ static int make_file(struct vfs *vfs, struct node *parent, const char *name, mod
 	result = worktree_make(parent->scope->worktree, name ? number : 0, name,
 	                       name ? strlen(name) : 0, &attributes, NULL, ret_inode, message);
 	if (result >= 0)
-		worktree_writer(vfs->lake->worktrees, ret_inode->number, 1);
+		result = worktree_writer(vfs->lake->worktrees, ret_inode->number, 1);
 	return result;
 }
 

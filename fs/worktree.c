@@ -204,7 +204,9 @@ static struct branch_record record_of(const struct worktree *worktree)
 static int put_record(struct worktree *worktree, const struct branch_record *record,
                       struct message *message)
 {
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	/* Without an overlay: its files can go. */
+	CLEANUP(state_batch_release)
+	struct state_batch batch = {.makes_room = record->overlay == 0};
 	branch_record_put(&batch, worktree->branch, record);
 	return state_commit(worktree->trees->state, &batch, message);
 }
@@ -309,9 +311,12 @@ int worktree_rekey(struct worktree *worktree, const char *branch, struct message
 	leave_table(worktree);
 	r = set_name(worktree, branch);
 	const char *name = worktree->branch;
-	HASH_ADD_KEYPTR(hh, trees->by_branch, name, strlen(name), worktree);
+	if (r == 0)
+		HASH_ADD_KEYPTR(hh, trees->by_branch, name, strlen(name), worktree);
+	/* It was renamed; what cannot be found under its new name must be loaded again. */
+	worktree->gone = r != 0 || worktree->hh.tbl == NULL;
 	pthread_mutex_unlock(&trees->table_lock);
-	return r == 0 ? 0 : fail(message, r, "%s", error_text(r));
+	return 0;
 }
 
 void worktrees_observe(struct worktrees *trees, const struct worktree_observer *observer)
@@ -461,21 +466,26 @@ static struct worktree *find_worktree(struct worktrees *trees, const char *branc
 	return found;
 }
 
-/* NULL when it must be loaded again: a tree that left the table meanwhile may have been this
- * branch's, changed. */
-static struct worktree *publish(struct worktrees *trees, uint64_t departures,
-                                struct worktree **worktree)
+/* *ret_found stays NULL when it must be loaded again: a tree that left the table meanwhile may have
+ * been this branch's, changed. */
+static int publish(struct worktrees *trees, uint64_t departures, struct worktree **worktree,
+                   struct worktree **ret_found)
 {
+	int r = 0;
 	pthread_mutex_lock(&trees->table_lock);
 	struct worktree *found = find_worktree(trees, (*worktree)->branch);
 	if (found == NULL && trees->departures == departures) {
-		found = steal(worktree);
-		found->references = 1;
-		const char *name = found->branch;
-		HASH_ADD_KEYPTR(hh, trees->by_branch, name, strlen(name), found);
+		const char *name = (*worktree)->branch;
+		HASH_ADD_KEYPTR(hh, trees->by_branch, name, strlen(name), *worktree);
+		r = (*worktree)->hh.tbl != NULL ? 0 : -ERR_NO_MEMORY;
+		if (r == 0) {
+			found = steal(worktree);
+			found->references = 1;
+		}
 	}
 	pthread_mutex_unlock(&trees->table_lock);
-	return found;
+	*ret_found = found;
+	return r;
 }
 
 int worktree_get(struct worktrees *trees, const char *branch, struct worktree **ret_worktree,
@@ -494,7 +504,7 @@ int worktree_get(struct worktrees *trees, const char *branch, struct worktree **
 			CLEANUP(worktree_cleanup) struct worktree *loaded = NULL;
 			r = load_worktree(trees, branch, &loaded, message);
 			if (r == 0)
-				found = publish(trees, departures, &loaded);
+				r = publish(trees, departures, &loaded, &found);
 		}
 	}
 	if (r != 0) {
@@ -545,7 +555,7 @@ void worktree_unref(struct worktree *worktree)
 
 /* -- writers -- */
 
-void worktree_writer(struct worktrees *trees, uint64_t number, int change)
+int worktree_writer(struct worktrees *trees, uint64_t number, int change)
 {
 	pthread_mutex_lock(&trees->table_lock);
 	struct writer *writer = NULL;
@@ -553,10 +563,15 @@ void worktree_writer(struct worktrees *trees, uint64_t number, int change)
 	if (writer == NULL) {
 		assert(change > 0);
 		writer = calloc(1, sizeof(*writer));
-		if (writer == NULL)
-			abort(); /* a writer that commit does not see would tear its snapshot */
-		writer->number = number;
-		HASH_ADD(hh, trees->writers, number, sizeof(writer->number), writer);
+		if (writer != NULL) {
+			writer->number = number;
+			HASH_ADD(hh, trees->writers, number, sizeof(writer->number), writer);
+		}
+		if (writer == NULL || writer->hh.tbl == NULL) {
+			pthread_mutex_unlock(&trees->table_lock);
+			free(writer);
+			return -ERR_NO_MEMORY;
+		}
 	}
 	assert(change > 0 || writer->count >= (unsigned)-change);
 	writer->count += (unsigned)change;
@@ -567,6 +582,7 @@ void worktree_writer(struct worktrees *trees, uint64_t number, int change)
 		free(writer);
 	}
 	pthread_mutex_unlock(&trees->table_lock);
+	return 0;
 }
 
 unsigned worktree_writers(struct worktrees *trees, uint64_t number)

@@ -254,7 +254,7 @@ int worktree_truncate(struct worktree *worktree, uint64_t number, uint64_t size,
  * (its `shown` is 0): callers show their own. */
 int worktree_stat(struct worktree *worktree, const struct inode *inode, struct stat *ret_stat);
 /* Count writers, so that commit knows: +1 before an open for writing succeeds, -1 at release. */
-void worktree_writer(struct worktrees *trees, uint64_t number, int change);
+int worktree_writer(struct worktrees *trees, uint64_t number, int change);
 
 /* -- whole working trees: commands -- */
 struct commit_options {

@@ -79,6 +79,11 @@ static int drop_name(struct restoring *restoring, const struct inode *inode)
 		}
 		dropped->number = inode->number;
 		HASH_ADD(hh, restoring->dropped, number, sizeof(dropped->number), dropped);
+		if (!dropped->hh.tbl) {
+			inode_release(&dropped->inode);
+			free(dropped);
+			return -ERR_NO_MEMORY;
+		}
 	}
 	dropped->names++;
 	if (worktree_writers(restoring->trees, inode->number)) {
@@ -165,6 +170,11 @@ static int add_parent(struct restoring *restoring, const char *path, size_t leng
 		return -ERR_NO_MEMORY;
 	}
 	HASH_ADD_KEYPTR(hh, restoring->parents, parent->path, length, parent);
+	if (!parent->hh.tbl) {
+		free(parent->path);
+		free(parent);
+		return -ERR_NO_MEMORY;
+	}
 	*ret_parent = parent;
 	return 0;
 }

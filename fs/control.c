@@ -26,7 +26,7 @@
 /* Each connection is a thread and a descriptor. lakectl sends its request at once; of clients that
  * do not, the oldest has to go when there are so many. */
 #define UNHEARD_MAX 64
-#define STOP_MS 5000 /* for replies to be taken, when the daemon ends */
+#define STOP_MS 2000 /* for replies to be taken, when the daemon ends */
 /* Needs none. */
 #define OUT_OF_MEMORY \
 	"{\"reply\":{\"error\":{\"code\":\"no_memory\",\"message\":\"out of " \
@@ -363,7 +363,7 @@ static int listen_at(struct control *control, struct message *message)
 	if (control->listener < 0 ||
 	    bind(control->listener, (struct sockaddr *)&address, sizeof address) < 0 ||
 	    chmod(control->path, 0666) < 0 || /* peers are checked one by one */
-	    listen(control->listener, 64) < 0 || pipe2(control->wake, O_CLOEXEC) < 0)
+	    listen(control->listener, SOMAXCONN) < 0 || pipe2(control->wake, O_CLOEXEC) < 0)
 		return fail(message, error_system(errno), "cannot listen on %s: %s", control->path,
 		            strerror(errno));
 	return 0;

@@ -66,7 +66,7 @@ size_t utf8_length(const unsigned char *at, size_t left)
 
 char *utf8_clean(const void *bytes, size_t length)
 {
-	const unsigned char *at = bytes, *end = at + length;
+	const unsigned char *at = length ? bytes : (const void *)"", *end = at + length;
 	char *text = malloc(length * strlen(REPLACEMENT) + 1), *to = text;
 	while (text && at < end) {
 		size_t known = utf8_length(at, (size_t)(end - at));

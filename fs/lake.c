@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fs/json.h"
@@ -379,6 +380,22 @@ static int make_lake(const char *directory, struct lake_config *config, const ch
 	return error;
 }
 
+/* In the lake's own directory, where others may look (for the socket): what lies in the store must
+ * not be read past the modes of the files in it. Of a store elsewhere its owner decides. */
+static int own_store_url(const char *directory, char **ret_url, struct message *message)
+{
+	CLEANUP(free_pointer) char *store = path_join(directory, "store");
+	if (!store)
+		return -ERR_NO_MEMORY;
+	if (mkdir(store, 0700) < 0 && errno != EEXIST)
+		return fail(message, error_system(errno), "cannot make %s: %s", store,
+		            strerror(errno));
+	if (asprintf(ret_url, "file://%s", store) >= 0)
+		return 0;
+	*ret_url = NULL;
+	return -ERR_NO_MEMORY;
+}
+
 int lake_init(const char *directory, const char *url, const char *author, struct message *message)
 {
 	CLEANUP(free_pointer) char *real = NULL;
@@ -389,8 +406,10 @@ int lake_init(const char *directory, const char *url, const char *author, struct
 		return error;
 	if (url)
 		config.store_url = strdup(url);
-	else if (asprintf(&config.store_url, "file://%s/store", real) < 0)
-		config.store_url = NULL;
+	else
+		error = own_store_url(real, &config.store_url, message);
+	if (error < 0)
+		return error;
 	error = config.store_url ? make_lake(real, &config, author, message) : -ERR_NO_MEMORY;
 	lake_config_release(&config);
 	return say_something(message, error, "cannot make a lake in", directory);

@@ -4,6 +4,7 @@
 #include <cjson/cJSON.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 
 #include "store/s3_credential_sources.h"
 #include "store/s3_xml.h"
@@ -44,6 +45,9 @@ void s3_key_release(struct s3_key *key)
 static int key_make(const char *access_key, const char *secret_key, const char *session_token,
                     int64_t expires_ms, struct s3_key *ret_key)
 {
+	/* From now on this process leaves no core file, and its user's other processes cannot look
+	 * into it; what it runs begins anew. */
+	(void)prctl(PR_SET_DUMPABLE, 0);
 	struct s3_key key = {.access_key = strdup(access_key),
 	                     .secret_key = strdup(secret_key),
 	                     .session_token = session_token != NULL && session_token[0] != '\0'

@@ -120,6 +120,7 @@ int overlay_writers(struct worktrees *trees, uint64_t overlay, size_t *ret_count
 	*ret_count = 0;
 	if (!overlay)
 		return 0;
+	worktrees_settle_writers(trees);
 	int error = writers_list(trees, &numbers);
 	if (error)
 		return error;

@@ -81,6 +81,11 @@ int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_
 	return 0;
 }
 
+int worktree_open_staging(struct worktrees *trees, uint64_t staging, int *ret_fd)
+{
+	return staging_open(trees, staging, O_RDONLY, ret_fd);
+}
+
 void staging_unlink(struct worktrees *trees, uint64_t staging)
 {
 	if (staging == 0)

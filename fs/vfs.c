@@ -48,8 +48,7 @@ void vfs_free(struct vfs *vfs)
 	if (!vfs)
 		return;
 	vfs_observe(vfs, false);
-	while (vfs->files) /* only when the kernel was cut off: it releases what it opened */
-		vfs_release(vfs, vfs->files);
+	open_let_go(vfs);
 	while (vfs->directories)
 		vfs_releasedir(vfs, vfs->directories);
 	free(vfs->done);

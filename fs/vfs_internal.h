@@ -31,6 +31,10 @@ struct vfs {
 	size_t done_count;
 	bool doubtful;                 /* a predecessor died in a command */
 	_Atomic(uint64_t) next_handle; /* without a keep */
+	/* Released, but perhaps still mapped for writing; looked at when somebody asks who writes,
+	 * and when there are lingering_max. files_lock. */
+	struct vfs_file *lingering;
+	uint64_t lingering_count, lingering_max;
 	_Atomic(uint64_t) file_count, passthrough_opens, daemon_opens, stale, moves;
 	uid_t uid; /* who owns the root and the reports */
 	gid_t gid;
@@ -118,6 +122,10 @@ int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uin
 int open_writers(struct vfs *vfs, const char *branch,
                  int (*callback)(void *argument, const char *branch, const char *path, int pid),
                  void *argument);
+/* Drop released handles through which nothing is mapped any more. */
+void open_settle(struct vfs *vfs);
+/* At the end: the kernel has let go, or was cut off. */
+void open_let_go(struct vfs *vfs);
 void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode);
 
 /* As a predecessor kept them. The node has its scope. */

@@ -364,6 +364,11 @@ static int on_open_files(void *context, const char *branch,
 	return open_writers(context, branch, callback, argument);
 }
 
+static void on_settle(void *context)
+{
+	open_settle(context);
+}
+
 void vfs_observe(struct vfs *vfs, bool on)
 {
 	const struct worktree_observer observer = {
@@ -373,6 +378,7 @@ void vfs_observe(struct vfs *vfs, bool on)
 	        .branch_gone = on_branch_gone,
 	        .branch_renamed = on_branch_renamed,
 	        .open_files = on_open_files,
+	        .settle_writers = on_settle,
 	};
 	const struct worktree_observer nobody = {0};
 	worktrees_observe(vfs->lake->worktrees, on ? &observer : &nobody);

@@ -11,6 +11,7 @@
  * for the disk and the store meanwhile; the stripe's lock only guards that right itself.
  */
 #include "fs/fuse_loop.h"
+#include "fs/mappings.h"
 #include "fs/vfs_internal.h"
 
 #include <errno.h>
@@ -29,6 +30,9 @@ struct kept_open {
 	bool privileged;
 	struct kept_inode inode;
 };
+
+#define LINGERING_MIN 64 /* handles that linger before they are looked at unasked */
+
 struct vfs_file {
 	uint64_t handle;
 	UT_hash_handle hh;        /* vfs->files */
@@ -36,9 +40,11 @@ struct vfs_file {
 	struct node *node;        /* pinned */
 	struct open_state *state; /* the node's, while this handle counts in it; NULL: a report */
 	bool writes;
-	uint64_t number; /* counted in worktree_writer; 0: not */
+	uint64_t number;         /* counted in worktree_writer; 0: not */
+	uint64_t staging, shown; /* released, but perhaps mapped: of this staging file and st_ino */
 	pid_t pid;
-	struct buffer text; /* of a report */
+	struct buffer text;    /* of a report */
+	struct vfs_file *next; /* of those that linger */
 };
 
 static struct open_stripe *stripe_of(struct vfs *vfs, const struct node *node)
@@ -429,19 +435,8 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 	return result;
 }
 
-void vfs_release(struct vfs *vfs, struct vfs_file *file)
+static void file_drop(struct vfs *vfs, struct vfs_file *file)
 {
-	struct open_state *state;
-	if (vfs->keep)
-		keep_drop(vfs->keep, steal(&file->kept));
-	pthread_mutex_lock(&vfs->files_lock);
-	HASH_DELETE(hh, vfs->files, file);
-	vfs->file_count--;
-	pthread_mutex_unlock(&vfs->files_lock);
-	if (file->state && open_begin(vfs, file->node, &state) == 0) {
-		state->handles--;
-		open_end(vfs, file->node);
-	}
 	if (file->number)
 		worktree_writer(vfs->lake->worktrees, file->number, -1);
 	node_put(vfs, file->node);
@@ -460,6 +455,97 @@ struct vfs_file *vfs_file_find(struct vfs *vfs, uint64_t handle)
 	HASH_FIND(hh, vfs->files, &handle, sizeof(handle), file);
 	pthread_mutex_unlock(&vfs->files_lock);
 	return file;
+}
+
+/* A handle lives on as long as mappings that were made through it, and counts as open for writing.
+ */
+static void file_linger(struct vfs *vfs, struct vfs_file *file)
+{
+	pthread_mutex_lock(&vfs->files_lock);
+	file->next = vfs->lingering;
+	vfs->lingering = file;
+	bool settle = ++vfs->lingering_count >= vfs->lingering_max;
+	pthread_mutex_unlock(&vfs->files_lock);
+	if (settle)
+		open_settle(vfs);
+}
+
+static bool still_mapped(struct vfs *vfs, struct vfs_file *file)
+{
+	struct open_stripe *stripe = stripe_of(vfs, file->node);
+	CLEANUP(close_descriptor) int fd = -1;
+	if (worktree_open_staging(vfs->lake->worktrees, file->staging, &fd) < 0)
+		return false; /* the file is gone, whoever maps it */
+	pthread_mutex_lock(&stripe->lock);
+	bool ours = file->node->open;
+	pthread_mutex_unlock(&stripe->lock);
+	return mappings_exist(fd, file->shown, ours);
+}
+
+void open_settle(struct vfs *vfs)
+{
+	struct vfs_file *kept = NULL, *last = NULL, *next;
+	uint64_t count = 0;
+	pthread_mutex_lock(&vfs->files_lock);
+	struct vfs_file *file = steal(&vfs->lingering);
+	vfs->lingering_count = 0;
+	pthread_mutex_unlock(&vfs->files_lock);
+	for (; file; file = next) {
+		next = file->next;
+		if (!still_mapped(vfs, file)) {
+			file_drop(vfs, file);
+			continue;
+		}
+		file->next = kept;
+		kept = file;
+		if (!last)
+			last = file;
+		count++;
+	}
+	pthread_mutex_lock(&vfs->files_lock);
+	if (last) {
+		last->next = vfs->lingering;
+		vfs->lingering = kept;
+	}
+	vfs->lingering_count += count;
+	vfs->lingering_max = vfs->lingering_count * 2 + LINGERING_MIN;
+	pthread_mutex_unlock(&vfs->files_lock);
+}
+
+void vfs_release(struct vfs *vfs, struct vfs_file *file)
+{
+	struct open_state *state;
+	if (vfs->keep)
+		keep_drop(vfs->keep, steal(&file->kept));
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_DELETE(hh, vfs->files, file);
+	vfs->file_count--;
+	pthread_mutex_unlock(&vfs->files_lock);
+	if (file->state && open_begin(vfs, file->node, &state) == 0) {
+		if (file->number && state->backing > 0 &&
+		    mappings_possible(file_data_local(state->data))) {
+			file->staging = state->staging;
+			file->shown = state->inode.shown;
+		}
+		state->handles--;
+		open_end(vfs, file->node);
+		file->state = NULL;
+	}
+	if (file->staging)
+		file_linger(vfs, file);
+	else
+		file_drop(vfs, file);
+}
+
+void open_let_go(struct vfs *vfs)
+{
+	while (vfs->files)
+		vfs_release(vfs, vfs->files);
+	while (vfs->lingering) {
+		struct vfs_file *file = vfs->lingering;
+		vfs->lingering = file->next;
+		file_drop(vfs, file);
+	}
 }
 
 /* -- create -- */
@@ -750,11 +836,15 @@ int open_writers(struct vfs *vfs, const char *branch,
                  void *argument)
 {
 	CLEANUP(buffer_release) struct buffer writers = {0};
+	open_settle(vfs);
 	pthread_mutex_lock(&vfs->files_lock);
 	for (struct vfs_file *file = vfs->files; file; file = file->hh.next)
 		if (vfs_file_writes(file))
 			buffer_append(&writers, &(struct writer){file->node->id, file->pid},
 			              sizeof(struct writer));
+	for (struct vfs_file *file = vfs->lingering; file; file = file->next)
+		buffer_append(&writers, &(struct writer){file->node->id, file->pid},
+		              sizeof(struct writer));
 	pthread_mutex_unlock(&vfs->files_lock);
 	int result = buffer_check(&writers);
 	CLEANUP(free_pointer) char *path = malloc(PATH_BYTES_MAX);

@@ -345,6 +345,14 @@ int worktrees_open_files(struct worktrees *trees, const char *branch,
 	               : observer.open_files(observer.context, branch, callback, argument);
 }
 
+void worktrees_settle_writers(struct worktrees *trees)
+{
+	struct worktree_observer observer;
+	worktrees_observer(trees, &observer);
+	if (observer.settle_writers != NULL)
+		observer.settle_writers(observer.context);
+}
+
 /* -- what an interrupted commit left -- */
 
 /* Did the ref get from the intent's head to its commit? Moves are newest first: what comes before

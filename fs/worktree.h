@@ -51,6 +51,9 @@ struct worktree_observer {
 	                  int (*callback)(void *argument, const char *branch, const char *path,
 	                                  int pid),
 	                  void *argument);
+	/* Count no more (worktree_writer) who does not write any more: decisions are about to be
+	 * made. */
+	void (*settle_writers)(void *context);
 };
 
 struct worktrees_options {
@@ -253,6 +256,9 @@ int worktree_truncate(struct worktree *worktree, uint64_t number, uint64_t size,
 /* stat(2) of an overlay inode: record and staging file together. st_ino of a root is its number
  * (its `shown` is 0): callers show their own. */
 int worktree_stat(struct worktree *worktree, const struct inode *inode, struct stat *ret_stat);
+/* A descriptor of a staging file, for reading. -ERR_NOT_FOUND: it has become something else, or
+ * nothing. */
+int worktree_open_staging(struct worktrees *trees, uint64_t staging, int *ret_fd);
 /* Count writers, so that commit knows: +1 before an open for writing succeeds, -1 at release. */
 int worktree_writer(struct worktrees *trees, uint64_t number, int change);
 

@@ -341,6 +341,8 @@ int overlay_set_base_bytes(struct worktrees *trees, uint64_t number, uint64_t st
                            uint64_t base_bytes);
 int overlay_get_base_bytes(struct worktrees *trees, uint64_t number, uint64_t staging,
                            uint64_t *ret_base_bytes);
+/* Asks the observer's settle_writers; before writers decide anything. */
+void worktrees_settle_writers(struct worktrees *trees);
 /* Opens for writing of an inode that are counted now (worktree_writer). */
 unsigned worktree_writers(struct worktrees *trees, uint64_t number);
 

@@ -613,6 +613,7 @@ int worktree_restore(struct worktree *worktree, const struct commit *from, const
 		error = worktree_close_gate(worktree);
 	if (error)
 		return error;
+	worktrees_settle_writers(worktree->trees);
 	error = restore_closed(&restoring, &set, from);
 	worktree_open_gate(worktree);
 	if (error)

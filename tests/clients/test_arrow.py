@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """pandas and pyarrow on a branch: datasets, partitioned writes, memory-mapped Arrow files."""
+import ctypes
 import mmap
 import os
 import sys
@@ -94,6 +95,33 @@ def written_through_a_map(lake):
     published(lake, "dev", lambda place: (place / "cells").read_bytes())
 
 
+def mapped_after_close(lake):
+    """A mapping outlives the descriptor that it was made through, and is open for writing all the while: also when the
+    kernel maps our own file and has told us that the handle is closed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    path = lake / "dev" / "outlives"
+    path.write_bytes(bytes(8192))
+    published(lake, "dev", lambda place: (place / "outlives").read_bytes())
+    file = os.open(path, os.O_RDWR)
+    memory = libc.mmap(None, 8192, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    os.pwrite(file, b"written", 100)
+    os.close(file)
+    assert [file["path"] for file in lake.ctl("status", "dev")["open_for_write"]] == ["outlives"]
+    with open(path, "rb"):  # then the daemon has a descriptor of its own
+        assert [file["path"] for file in lake.ctl("status", "dev")["open_for_write"]] == ["outlives"]
+        taken = lake / ("@" + lake.ctl("commit", "dev", "--allow-open", "-m", "as it is")["commit"])
+    ctypes.memset(memory + 4096, ord("m"), 10)
+    assert (taken / "outlives").read_bytes()[4096:4106] == bytes(10)
+    assert libc.munmap(memory, 8192) == 0
+    with open(path, "rb") as reader:
+        assert reader.read()[4096:4106] == b"m" * 10
+        assert lake.ctl("status", "dev")["open_for_write"] == []
+        published(lake, "dev", lambda place: (place / "outlives").read_bytes())
+    assert (taken / "outlives").read_bytes()[4096:4106] == bytes(10)
+
+
 def row_groups(lake):
     """A file that grows by row groups while it is open; only whole ones are published."""
     path = lake / "dev" / "groups.parquet"
@@ -118,15 +146,20 @@ def csv(lake):
 
 
 for lake, way in both_ways(tests):
-    with tests.case(way("datasets written where there is one already")):
-        existing_data(lake)
     with tests.case(way("memory-mapped Feather and Arrow files of branch and revision")):
         mapped(lake)
     with tests.case(way("a committed file written through a map")):
         written_through_a_map(lake)
-    with tests.case(way("row groups appended")):
+    with tests.case(way("a mapping that outlives its descriptor")):
+        mapped_after_close(lake)
+
+with Lake() as lake:
+    lake.ctl("branch", "create", "dev", "main")
+    with tests.case("datasets written where there is one already"):
+        existing_data(lake)
+    with tests.case("row groups appended"):
         row_groups(lake)
-    with tests.case(way("CSV by both")):
+    with tests.case("CSV by both"):
         csv(lake)
 
 with Lake() as lake:

@@ -301,6 +301,7 @@ def unchanged_by_remounts(lake):
     lake.umount()
     lake.mount()
     same(tree(lake / "work", links=True), before)
+    (lake / "work" / "at rest").write_text("there is something to commit")
     lake.ctl("commit", "work", "-m", "at rest")
     before = tree(lake / "work")
     same(tree(lake / "@work"), before)

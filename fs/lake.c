@@ -360,9 +360,12 @@ static int make_lake(const char *directory, struct lake_config *config, const ch
 		error = probe_store(store, config, message);
 	if (!error)
 		error = check_no_lake(store, config->store_url, message);
-	if (!error)
+	if (!error) {
 		error = first_commit(store, author, message);
-	if (!error || error == -ERR_EXISTS)
+		if (error == -ERR_EXISTS)
+			error = 0;
+	}
+	if (!error)
 		error = config_write(directory, config, message);
 	if (!error) {
 		error = object_put_if_absent(store, STORE_OBJECT, header.data, header.length, NULL,

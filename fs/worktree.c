@@ -291,7 +291,8 @@ int worktree_rekey(struct worktree *worktree, const char *branch, struct message
 {
 	struct worktrees *trees = worktree->trees;
 	struct branch_record record = record_of(worktree);
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	/* The ref has moved already: this must not be what a full disk refuses. */
+	CLEANUP(state_batch_release) struct state_batch batch = {.makes_room = true};
 	branch_record_put(&batch, worktree->branch, &(struct branch_record){0});
 	branch_record_put(&batch, branch, &record);
 	int r = state_commit(trees->state, &batch, message);

@@ -87,6 +87,7 @@ for group in "$@"; do
 	test)
 		debian libcmocka-dev clang clang-format clang-tidy libclang-rt-14-dev llvm sqlite3 attr strace \
 			procps python3 python3-venv git man-db mandoc
+		debian rsync cpio zip unzip vim ed ccache inotify-tools # what the tests of tools compare with a disk
 		command -v npm >/dev/null || debian npm
 		have_python duckdb || python duckdb
 		have_python pandas || python pandas

@@ -21,6 +21,7 @@ import sys
 
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,6 +42,15 @@ def pass_on(child):
             os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
+def leave_mounts():
+    """In a private mount namespace: let go of others' mounts, which could not be unmounted while copies of them are here."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        points = [line.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape") for line in table]
+    for point in reversed(points):
+        if point.startswith(("/var/tmp/", "/tmp/", "/dev/shm/")) and not __file__.startswith(point + "/"):
+            libc.umount2(os.fsencode(point), MNT_DETACH)
+
+
 def enter():
     """None, or why this machine cannot do it."""
     if os.geteuid() != 0:
@@ -53,6 +63,7 @@ def enter():
             pass_on(first)
         call(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
         call(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+        leave_mounts()
         call(libc.mount(b"proc", b"/proc", b"proc", 0, None))
         # The first process adopts daemons and has to notice when they end; the test is another.
         test = os.fork()

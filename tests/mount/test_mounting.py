@@ -12,6 +12,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+import netns  # noqa: E402
 from lake import BIN, Lake, Tests, refused, until  # noqa: E402
 
 tests = Tests()
@@ -164,9 +165,11 @@ def fuse_for_all(scratch):
     device = scratch / "fuse"
     os.mknod(device, stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
     os.chmod(device, 0o666)
-    return all(subprocess.run(command, capture_output=True, check=False).returncode == 0
-               for command in (["mount", "--make-rprivate", "/"],
-                               ["mount", "--bind", device, "/dev/fuse"]))
+    if any(subprocess.run(command, capture_output=True, check=False).returncode
+           for command in (["mount", "--make-rprivate", "/"], ["mount", "--bind", device, "/dev/fuse"])):
+        return False
+    netns.leave_mounts()
+    return True
 
 
 name = "an ordinary user's mount"

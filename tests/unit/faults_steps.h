@@ -65,7 +65,7 @@ static int step_open(struct world *world, const void *argument)
 	if (result < 0)
 		return result;
 	const struct vfs_kernel kernel = {0};
-	result = vfs_new(world->lake, &kernel, &world->vfs);
+	result = vfs_new(world->lake, &kernel, NULL, &world->vfs);
 	if (result < 0) {
 		lake_close(world->lake);
 		world->lake = NULL;

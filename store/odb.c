@@ -13,6 +13,10 @@
 #define CACHE_BYTES_DEFAULT (64u << 20)
 #define WINDOW_BYTES_DEFAULT (64u << 20)
 #define LEVEL_DEFAULT 1
+/* What a small commit stored is what the next one begins from: its trees, and of a file that grows
+ * the list and the last chunk. */
+#define KEPT_PACKS 4
+#define KEPT_BYTES_MAX (2u << 20)
 
 const struct pointer pointer_none;
 
@@ -45,9 +49,24 @@ struct odb {
 	struct cached *cache;  /* by id and place */
 	struct cached *recent; /* least recently used first */
 	size_t cache_bytes;
-	struct pack *packs; /* in memory, by pack id */
+	struct pack *packs;            /* in memory, by pack id */
+	struct pack *kept[KEPT_PACKS]; /* of these, in the store already: the latest small ones */
+	unsigned kept_next;
 	uint64_t reads, read_bytes, cache_hits, cache_misses;
 };
+
+/* Keep a pack that is in the store, or none, in this slot. */
+static void keep_instead(struct odb *odb, unsigned slot, struct pack *pack)
+{
+	pthread_mutex_lock(&odb->lock);
+	struct pack *before = odb->kept[slot];
+
+	odb->kept[slot] = pack;
+	if (before)
+		HASH_DEL(odb->packs, before);
+	pthread_mutex_unlock(&odb->lock);
+	pack_unref(before);
+}
 
 static void odb_release(struct odb **odb)
 {
@@ -85,6 +104,8 @@ void odb_free(struct odb *odb)
 
 	if (!odb)
 		return;
+	for (unsigned i = 0; i < KEPT_PACKS; i++)
+		keep_instead(odb, i, NULL);
 	assert(!odb->packs); /* every packer must be gone */
 	windows_free(odb->windows);
 	HASH_ITER (hh, odb->cache, cached, next_cached) {
@@ -204,12 +225,26 @@ void odb_pack_unregister(struct odb *odb, struct pack *pack)
 void odb_pack_durable(struct odb *odb, struct pack *pack)
 {
 	index_pack_seen(odb->index, pack->id);
-	odb_pack_unregister(odb, pack);
+	if (!odb->windows || pack->length > KEPT_BYTES_MAX) {
+		odb_pack_unregister(odb, pack);
+		return;
+	}
+	pthread_mutex_lock(&odb->lock);
+	unsigned slot = odb->kept_next++ % KEPT_PACKS;
+	pthread_mutex_unlock(&odb->lock);
+	keep_instead(odb, slot, pack);
 }
 
 void odb_pack_forget(struct odb *odb, const uint8_t pack[PACK_ID_BYTES])
 {
 	index_pack_forget(odb->index, pack);
+	for (unsigned i = 0; i < KEPT_PACKS; i++) {
+		pthread_mutex_lock(&odb->lock);
+		bool kept = odb->kept[i] && memcmp(odb->kept[i]->id, pack, PACK_ID_BYTES) == 0;
+		pthread_mutex_unlock(&odb->lock);
+		if (kept)
+			keep_instead(odb, i, NULL);
+	}
 	if (odb->windows)
 		windows_drop(odb->windows, pack, 0, PACK_TARGET_BYTES);
 }

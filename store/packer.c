@@ -8,7 +8,8 @@
  *
  * A pack that fills is put by a thread of the packer's own while others go on adding. What it
  * cannot put it leaves: the failure is told to whoever tries next, an add that needs room or the
- * flush.
+ * flush. The index is a cache, so nobody waits until a flush's last pack is in it but who frees the
+ * packer: that thread enters it while the caller goes on.
  *
  * Invariants: (1) a tree pack is put only when every pack sealed before it is durable, and sealing
  *             a tree pack seals the content pack first: whoever sees a tree can read all below;
@@ -66,7 +67,8 @@ struct packer {
 
 	pthread_t putter; /* puts packs that filled; started with the first of them */
 	bool putter_runs;
-	bool putter_due; /* a pack was sealed since it last looked */
+	bool putter_due;        /* a pack was sealed since it last looked */
+	struct pack *unentered; /* a durable tree pack that the putter is to enter into the index */
 	bool closing;
 };
 
@@ -244,6 +246,47 @@ static void known_keep(struct packer *packer, struct pack *pack)
 	pack_unref(pack);
 }
 
+static void enter(struct packer *packer, struct pack *pack)
+{
+	index_enter(odb_index(packer->odb), pack->entries, pack->count, pack->data);
+}
+
+/* Under the lock: it is in the store, and in the index if there is one. */
+static void part(struct packer *packer, struct pack *pack)
+{
+	if (odb_index(packer->odb)) {
+		known_drop(&packer->known, pack);
+		pack_unref(pack);
+	} else {
+		known_keep(packer, pack);
+	}
+}
+
+/* May the putter enter it? It is one pack more in memory, so one at most, and of those that come
+ * last. */
+static bool enter_later(struct packer *packer, const struct pack *pack)
+{
+	bool later;
+
+	pthread_mutex_lock(&packer->lock);
+	later = pack->tree && pack == packer->queue && !pack->next && packer->putter_runs &&
+	        !packer->closing && !packer->unentered && odb_index(packer->odb);
+	pthread_mutex_unlock(&packer->lock);
+	return later;
+}
+
+/* Under the lock, which is given up meanwhile. */
+static void enter_left(struct packer *packer)
+{
+	struct pack *pack = packer->unentered;
+
+	pthread_mutex_unlock(&packer->lock);
+	enter(packer, pack);
+	pthread_mutex_lock(&packer->lock);
+	packer->unentered = NULL;
+	part(packer, pack);
+}
+
 static struct pack *next_to_put(struct packer *packer)
 {
 	struct pack *pack;
@@ -263,6 +306,7 @@ static int put_one(struct packer *packer, struct message *message)
 {
 	char key[PACK_KEY_BYTES + 1];
 	struct pack *pack;
+	bool later = false;
 	int error;
 
 	while (!(pack = next_to_put(packer))) {
@@ -282,7 +326,9 @@ static int put_one(struct packer *packer, struct message *message)
 		error = object_put(odb_store(packer->odb), key, pack->data, pack->length, message);
 	if (!error) {
 		odb_pack_durable(packer->odb, pack);
-		index_enter(odb_index(packer->odb), pack->entries, pack->count, pack->data);
+		later = enter_later(packer, pack);
+		if (!later)
+			enter(packer, pack);
 	}
 
 	pthread_mutex_lock(&packer->lock);
@@ -296,11 +342,11 @@ static int put_one(struct packer *packer, struct message *message)
 	packer->stats.bytes_stored += pack->length;
 	DL_DELETE(packer->queue, pack);
 	packer->queued--;
-	if (odb_index(packer->odb)) {
-		known_drop(&packer->known, pack);
-		pack_unref(pack);
+	if (later) {
+		packer->unentered = pack;
+		pthread_cond_signal(&packer->put_wanted);
 	} else {
-		known_keep(packer, pack);
+		part(packer, pack);
 	}
 	return 0;
 }
@@ -311,7 +357,11 @@ static void *putter_run(void *argument)
 	struct packer *packer = argument;
 
 	pthread_mutex_lock(&packer->lock);
-	while (!packer->closing) {
+	while (!packer->closing || packer->unentered) {
+		if (packer->unentered) {
+			enter_left(packer);
+			continue;
+		}
 		if (!packer->putter_due) {
 			pthread_cond_wait(&packer->put_wanted, &packer->lock);
 			continue;

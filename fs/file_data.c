@@ -589,7 +589,8 @@ static int resize_piecewise(struct file_data *data, uint64_t size)
 		forget_from(&data->written, round_up(data, size));
 	data->size = size;
 	data->base_bytes = smaller(data->base_bytes, size);
-	return 0;
+	/* Without bytes it looks like one that a power cut left (staging_clean). */
+	return size == 0 ? record_base(data) : 0;
 }
 
 int file_data_truncate(struct file_data *data, uint64_t size, struct message *message)

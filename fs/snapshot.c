@@ -7,7 +7,8 @@
  *   parent       the head moved meanwhile: the new tree is merged onto it; conflicts end it here
  *   left         what stays uncommitted is written as a new overlay
  *   flush        content packs, then trees and the commit: durable
- *   intend       the commit and that overlay are noted in the branch's record: durable
+ *   intend       the commit and that overlay are noted in the branch's record: durable; side by
+ *                side with flush, and both before
  *   move         the ref, by compare-and-swap; lost: back to parent
  *   swap         the branch's record: new base, new overlay
  *   let go       staging files become cached blobs, the old overlay goes        (gate open)
@@ -497,12 +498,24 @@ static void count_changes(struct committing *committing)
 	committing->counted = true;
 }
 
-/* The trees' nodes are in memory while they are put. */
-static int flush_and_count(struct committing *committing)
+/* While the store takes the packs: the trees' nodes are in memory, and the intent, which nobody
+ * believes before the branch's history has its commit, gets to the disk. */
+static int flush_and_intend(struct committing *committing, bool intend)
 {
+	struct worktree *worktree = committing->worktree;
 	packer_flush_begin(committing->packer);
+	int error = 0;
+	if (intend)
+		error = worktree_intend(worktree, &committing->head.commit, &committing->made->self,
+		                        committing->left, committing->left_root,
+		                        committing->message);
+	if (error)
+		return error;
 	count_changes(committing);
-	return packer_flush(committing->packer, committing->message);
+	error = packer_flush(committing->packer, committing->message);
+	if (error && intend)
+		snapshot_unintend(worktree);
+	return error;
 }
 
 static void lost_race(void *context)
@@ -523,11 +536,8 @@ static int move_ref(struct committing *committing)
 	        .who = options->author, .command = options->command, .rights = options->rights};
 	if (id_equal(&self->id, &committing->head.commit.id))
 		return 0;
-	int error = flush_and_count(committing);
 	bool intend = committing->view.overlay != 0;
-	if (!error && intend)
-		error = worktree_intend(worktree, &committing->head.commit, self, committing->left,
-		                        committing->left_root, committing->message);
+	int error = flush_and_intend(committing, intend);
 	if (error)
 		return error;
 	struct ref_contended contended = {.wait = lost_race, .context = committing};

@@ -209,8 +209,9 @@ static int copy_bytes(struct file_data *data, int fd, uint64_t size, struct mess
 }
 
 /*
- * Make what is committed writable in `fd`. Synced before any record names it: the committed bytes
- * were durable, and a power cut must not make them less so.
+ * Make what is committed writable in `fd`. The committed bytes were durable, and a power cut must
+ * not make them less so: a copy is synced before any record names it. Of a piecewise file only the
+ * size could be lost, and opening gives it back (restore_size).
  */
 static int fill_staging(struct worktrees *trees, const struct inode *inode, int fd,
                         bool *ret_piecewise, struct message *message)
@@ -233,7 +234,7 @@ static int fill_staging(struct worktrees *trees, const struct inode *inode, int 
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT},
 	                            timespec_of(inode->attributes.mtime_ns)};
 	loop_about_to_block();
-	if (futimens(fd, times) != 0 || fsync(fd) != 0)
+	if (futimens(fd, times) != 0 || (!*ret_piecewise && fsync(fd) != 0))
 		return fail(message, error_system(errno), "cannot write a staging file: %s",
 		            strerror(errno));
 	return 0;
@@ -369,14 +370,25 @@ int worktree_stat(struct worktree *worktree, const struct inode *inode, struct s
 
 /* -- at opening -- */
 
+/* A staging file that a record names. */
+struct named {
+	uint64_t staging;    /* first: see by_number */
+	uint64_t base_bytes; /* of a piecewise one */
+	int64_t mtime_ns;
+};
+
 static int note_staging(void *context, const struct inode *inode)
 {
-	struct buffer *numbers = context;
+	struct buffer *all = context;
+	const struct named named = {.staging = inode->staging,
+	                            .base_bytes = inode->piecewise ? inode->base_bytes : 0,
+	                            .mtime_ns = inode->attributes.mtime_ns};
 	if (inode->staging != 0)
-		buffer_append(numbers, &inode->staging, sizeof(inode->staging));
-	return buffer_check(numbers);
+		buffer_append(all, &named, sizeof(named));
+	return buffer_check(all);
 }
 
+/* Of numbers, or of what begins with one. */
 static int by_number(const void *a, const void *b)
 {
 	const uint64_t *x = a, *y = b;
@@ -384,8 +396,8 @@ static int by_number(const void *a, const void *b)
 }
 
 /* Unlink what is not in `named`; mark what is. */
-static int clean_shard(struct worktrees *trees, unsigned shard, const uint64_t *named, size_t count,
-                       const struct buffer *kept, uint8_t *seen)
+static int clean_shard(struct worktrees *trees, unsigned shard, const struct named *named,
+                       size_t count, const struct buffer *kept, uint8_t *seen)
 {
 	char path[3];
 	snprintf(path, sizeof(path), "%02x", shard);
@@ -401,22 +413,40 @@ static int clean_shard(struct worktrees *trees, unsigned shard, const uint64_t *
 		uint8_t bytes[8];
 		if (strlen(entry->d_name) != 16 || hex_decode(entry->d_name, 16, bytes) != 0)
 			continue;
-		uint64_t number = load_u64_be(bytes);
-		const uint64_t *found =
-		        count > 0 ? bsearch(&number, named, count, sizeof(number), by_number)
+		const struct named wanted = {.staging = load_u64_be(bytes)};
+		const struct named *found =
+		        count > 0 ? bsearch(&wanted, named, count, sizeof(wanted), by_number)
 		                  : NULL;
 		if (found != NULL)
 			seen[found - named] = 1;
-		else if (kept->length == 0 ||
-		         !bsearch(&number, kept->data, kept->length / sizeof(number),
-		                  sizeof(number), by_number))
+		else if (kept->length == 0 || !bsearch(&wanted.staging, kept->data,
+		                                       kept->length / sizeof(wanted.staging),
+		                                       sizeof(wanted.staging), by_number))
 			unlinkat(fd, entry->d_name, 0);
 	}
 	closedir(directory);
 	return 0;
 }
 
-static int clean_all(struct worktrees *trees, const uint64_t *named, size_t count,
+/* A piecewise file without bytes whose record says that content shows was made just before a power
+ * cut, and its size did not get to the disk: truncation to nothing is recorded. */
+static int restore_size(struct worktrees *trees, const struct named *named)
+{
+	char path[STAGING_PATH_MAX];
+	struct stat status;
+	staging_path(named->staging, path);
+	CLEANUP(close_descriptor)
+	int fd = openat(trees->staging_fd, path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0 || fstat(fd, &status) != 0)
+		return error_system(errno);
+	const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, timespec_of(named->mtime_ns)};
+	if (status.st_size == 0 &&
+	    (ftruncate(fd, (off_t)named->base_bytes) != 0 || futimens(fd, times) != 0))
+		return error_system(errno);
+	return 0;
+}
+
+static int clean_all(struct worktrees *trees, const struct named *named, size_t count,
                      const struct buffer *kept)
 {
 	CLEANUP(free_pointer) uint8_t *seen = calloc(count + 1, 1);
@@ -429,10 +459,13 @@ static int clean_all(struct worktrees *trees, const uint64_t *named, size_t coun
 	}
 	for (size_t i = 0; i < count; i++) {
 		char path[STAGING_PATH_MAX];
-		staging_path(named[i], path);
-		if (!seen[i] && mknodat(trees->staging_fd, path, S_IFREG | 0600, 0) != 0 &&
-		    errno != EEXIST)
-			return error_system(errno);
+		staging_path(named[i].staging, path);
+		int r = named[i].base_bytes > 0 ? restore_size(trees, &named[i]) : 0;
+		if (r == 0 && !seen[i] &&
+		    mknodat(trees->staging_fd, path, S_IFREG | 0600, 0) != 0 && errno != EEXIST)
+			r = error_system(errno);
+		if (r != 0)
+			return r;
 	}
 	return 0;
 }
@@ -450,14 +483,14 @@ int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t coun
 	int r = buffer_check(&sorted);
 	for (size_t i = 0; r == 0 && i < count; i++)
 		r = overlay_inodes(trees, overlays[i], note_staging, &named);
-	size_t named_count = named.length / sizeof(uint64_t);
+	size_t named_count = named.length / sizeof(struct named);
 	if (r == 0 && named_count > 0)
-		qsort(named.data, named_count, sizeof(uint64_t), by_number);
+		qsort(named.data, named_count, sizeof(struct named), by_number);
 	/* What was replayed may be in the page cache only: see staging_remove. */
 	if (r == 0)
 		r = state_sync(trees->state);
 	if (r == 0)
-		r = clean_all(trees, (const uint64_t *)(const void *)named.data, named_count,
+		r = clean_all(trees, (const struct named *)(const void *)named.data, named_count,
 		              &sorted);
 	return r == 0 ? 0
 	              : fail(message, r, "cannot check the staging files in %s: %s",

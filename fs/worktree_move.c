@@ -458,9 +458,9 @@ static int root_inode(void *context, const struct inode *inode)
 static int root_branch(void *context, const char *branch, const struct branch_record *record)
 {
 	struct roots *roots = context;
+	/* An intent's commit is the ref's when it got there, and else dropped, maybe never stored.
+	 */
 	int result = roots->commit_fn(roots->context, &record->base);
-	if (!result && record->intent)
-		result = roots->commit_fn(roots->context, &record->intent_commit);
 	if (!result && record->overlay)
 		result = overlay_inodes(roots->trees, record->overlay, root_inode, roots);
 	if (!result && record->intent && record->intent_overlay)

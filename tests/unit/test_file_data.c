@@ -293,6 +293,41 @@ static void what_truncation_hid_stays_hidden(void **unused)
 	free(expected);
 }
 
+/* A power cut: the record is there, the new staging file's name or size is not. */
+static void what_a_power_cut_left_shows_content(void **unused)
+{
+	struct inode inode;
+	struct stat status;
+	writable("big", &inode);
+	char *path = staging_absolute(fixture.trees, inode.staging);
+	for (int named = 0; named < 2; named++) {
+		close_all();
+		assert_int_equal(named ? truncate(path, 0) : unlink(path), 0);
+		open_all();
+		struct file_data *data = open_data(&inode);
+		expect_bytes(data, base_bytes, BASE_BYTES);
+		assert_int_equal(file_data_stat(data, &status), 0);
+		assert_int_equal(status.st_mtim.tv_nsec, 123456789);
+		expect_commit(&inode, base_bytes, BASE_BYTES);
+		file_data_close(data);
+	}
+	/* Truncation to nothing leaves nothing. */
+	struct file_data *data = open_data(&inode);
+	must(file_data_truncate(data, 0, NULL), NULL, "truncate");
+	file_data_close(data);
+	for (int named = 0; named < 2; named++) {
+		close_all();
+		if (!named)
+			assert_int_equal(unlink(path), 0);
+		open_all();
+		data = open_data(&inode);
+		expect_bytes(data, base_bytes, 0);
+		file_data_close(data);
+	}
+	free(path);
+	inode_release(&inode);
+}
+
 static void opens_share_one_state(void **unused)
 {
 	struct inode inode;
@@ -457,6 +492,7 @@ int main(void)
 	        TEST(copies_keep_bytes_and_time),
 	        TEST(piecewise_files_match_a_model),
 	        TEST(what_truncation_hid_stays_hidden),
+	        TEST(what_a_power_cut_left_shows_content),
 	        TEST(opens_share_one_state),
 	        TEST(truncating_needs_no_copy),
 	        TEST(concurrent_writers_keep_each_others_bytes),

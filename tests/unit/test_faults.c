@@ -734,7 +734,7 @@ static int tear_down(void **state)
 
 static bool is_quick(const char *name)
 {
-	static const char *const quick[] = {"init", "open", "clone", "files", "merge"};
+	static const char *const quick[] = {"init", "open", "clone", "files"};
 	for (size_t i = 0; i < ARRAY_SIZE(quick); i++)
 		if (strcmp(quick[i], name) == 0)
 			return true;

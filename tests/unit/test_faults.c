@@ -428,9 +428,10 @@ static void count_run(const struct scenario *scenario)
 
 static void show_difference(const char *wanted, const char *got)
 {
+	const char *start = wanted;
 	while (*wanted && *wanted == *got)
 		wanted++, got++;
-	while (*wanted && wanted[-1] != '\n')
+	while (wanted > start && wanted[-1] != '\n')
 		wanted--, got--;
 	fprintf(stderr, "  wanted: %.200s\n  got: %.200s\n", wanted, got);
 }

@@ -538,8 +538,7 @@ static int open_local(struct lake *lake, const struct lake_legacy *legacy, struc
 	                                    .history = lake->history,
 	                                    .cache = lake->cache,
 	                                    .staging_directory = staging,
-	                                    .staging_kept = legacy->staging,
-	                                    .staging_kept_count = legacy->staging_count,
+	                                    .inherited = legacy->lock_fd >= 0,
 	                                    .copy_up_bytes_max = lake->config.copy_up_bytes_max,
 	                                    .refresh_ms = lake->config.refresh_ms},
 	        &lake->worktrees, message);

@@ -57,9 +57,7 @@ int lake_clone(const char *url, const char *directory, struct message *message);
 int lake_open(const char *directory, struct lake **ret_lake, struct message *message);
 /* The same after a process that was killed while others went on using what it had given them. */
 struct lake_legacy {
-	int lock_fd;       /* locked already; -1: not */
-	uint64_t *staging; /* numbers of staging files that must stay, whether named or not */
-	size_t staging_count;
+	int lock_fd; /* locked already; -1: there was none */
 	/* The journal was read, and nothing written to it. May be NULL. */
 	void (*state_opened)(void *context, const struct state *state);
 	void *context;

@@ -388,7 +388,7 @@ static int note_staging(void *context, const struct inode *inode)
 	return buffer_check(all);
 }
 
-/* Of numbers, or of what begins with one. */
+/* Of what begins with a number. */
 static int by_number(const void *a, const void *b)
 {
 	const uint64_t *x = a, *y = b;
@@ -397,7 +397,7 @@ static int by_number(const void *a, const void *b)
 
 /* Unlink what is not in `named`; mark what is. */
 static int clean_shard(struct worktrees *trees, unsigned shard, const struct named *named,
-                       size_t count, const struct buffer *kept, uint8_t *seen)
+                       size_t count, uint8_t *seen)
 {
 	char path[3];
 	snprintf(path, sizeof(path), "%02x", shard);
@@ -419,9 +419,7 @@ static int clean_shard(struct worktrees *trees, unsigned shard, const struct nam
 		                  : NULL;
 		if (found != NULL)
 			seen[found - named] = 1;
-		else if (kept->length == 0 || !bsearch(&wanted.staging, kept->data,
-		                                       kept->length / sizeof(wanted.staging),
-		                                       sizeof(wanted.staging), by_number))
+		else
 			unlinkat(fd, entry->d_name, 0);
 	}
 	closedir(directory);
@@ -446,14 +444,13 @@ static int restore_size(struct worktrees *trees, const struct named *named)
 	return 0;
 }
 
-static int clean_all(struct worktrees *trees, const struct named *named, size_t count,
-                     const struct buffer *kept)
+static int clean_all(struct worktrees *trees, const struct named *named, size_t count)
 {
 	CLEANUP(free_pointer) uint8_t *seen = calloc(count + 1, 1);
 	if (seen == NULL)
 		return -ERR_NO_MEMORY;
 	for (unsigned shard = 0; shard < 256; shard++) {
-		int r = clean_shard(trees, shard, named, count, kept, seen);
+		int r = clean_shard(trees, shard, named, count, seen);
 		if (r != 0)
 			return r;
 	}
@@ -471,16 +468,10 @@ static int clean_all(struct worktrees *trees, const struct named *named, size_t 
 }
 
 int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t count,
-                  const uint64_t *kept, size_t kept_count, struct message *message)
+                  struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer named = {0};
-	CLEANUP(buffer_release) struct buffer sorted = {0};
-	if (kept_count > 0) {
-		buffer_append(&sorted, kept, kept_count * sizeof(*kept));
-		if (buffer_check(&sorted) == 0)
-			qsort(sorted.data, kept_count, sizeof(*kept), by_number);
-	}
-	int r = buffer_check(&sorted);
+	int r = 0;
 	for (size_t i = 0; r == 0 && i < count; i++)
 		r = overlay_inodes(trees, overlays[i], note_staging, &named);
 	size_t named_count = named.length / sizeof(struct named);
@@ -490,8 +481,7 @@ int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t coun
 	if (r == 0)
 		r = state_sync(trees->state);
 	if (r == 0)
-		r = clean_all(trees, (const struct named *)(const void *)named.data, named_count,
-		              &sorted);
+		r = clean_all(trees, (const struct named *)(const void *)named.data, named_count);
 	return r == 0 ? 0
 	              : fail(message, r, "cannot check the staging files in %s: %s",
 	                     trees->staging_directory, error_text(r));

@@ -60,10 +60,8 @@ void vfs_request_end(struct vfs *vfs);
 /* The kernel repeats this request. What a predecessor opened for it goes: nobody was told of it.
  * Did the predecessor do it? Then only the answer is missing. */
 bool vfs_request_again(struct vfs *vfs, uint64_t request);
-/* Where what an opener of the lake has to know of predecessors is found. */
-struct lake_legacy;
-int vfs_legacy(struct keep *keep, struct lake_legacy *ret_legacy);
-void vfs_legacy_release(struct lake_legacy *legacy);
+/* For struct lake_legacy's state_opened, with the keep as the context. */
+void vfs_state_opened(void *keep, const struct state *state);
 /* After a crash names and attributes may have changed without the kernel being told: look at
  * everything it refers to. In a thread of its own, beside requests; ends early when *stop. */
 void vfs_look_again(struct vfs *vfs, const _Atomic(bool) *stop);

@@ -112,23 +112,7 @@ bool vfs_request_again(struct vfs *vfs, uint64_t request)
 	return done;
 }
 
-/* -- before the lake is opened, and while it is -- */
-
-static int legacy_staging(void *context, enum keep_kind kind, void *record)
-{
-	struct buffer *numbers = context;
-	uint64_t staging = 0;
-	struct inode inode;
-	if (kind == KEEP_OPEN)
-		staging = kept_open_staging(record);
-	if (kind == KEEP_ORPHAN && kept_inode_read(record, &inode) == 0) {
-		staging = inode.staging;
-		inode_release(&inode);
-	}
-	if (staging)
-		buffer_append(numbers, &staging, sizeof(staging));
-	return buffer_check(numbers);
-}
+/* -- while the lake is opened -- */
 
 struct judging {
 	struct keep *keep;
@@ -148,31 +132,10 @@ static int judge(void *context, enum keep_kind kind, void *record)
 }
 
 /* Before anything is written to the journal. */
-static void legacy_state_opened(void *context, const struct state *state)
+void vfs_state_opened(void *keep, const struct state *state)
 {
-	struct judging judging = {.keep = context, .state = state};
-	keep_each(judging.keep, judge, &judging);
-}
-
-int vfs_legacy(struct keep *keep, struct lake_legacy *ret_legacy)
-{
-	struct buffer numbers = {0};
-	int result = keep_each(keep, legacy_staging, &numbers);
-	if (result < 0) {
-		buffer_release(&numbers);
-		return result;
-	}
-	ret_legacy->staging_count = numbers.length / sizeof(uint64_t);
-	ret_legacy->staging = (uint64_t *)(void *)numbers.data;
-	ret_legacy->state_opened = legacy_state_opened;
-	ret_legacy->context = keep;
-	return 0;
-}
-
-void vfs_legacy_release(struct lake_legacy *legacy)
-{
-	free(legacy->staging);
-	legacy->staging = NULL;
+	struct judging judging = {.keep = keep, .state = state};
+	keep_each(keep, judge, &judging);
 }
 
 /* -- what the kernel refers to -- */

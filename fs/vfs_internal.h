@@ -133,8 +133,6 @@ int open_restore(struct vfs *vfs, struct kept_open *kept);
 int file_restore(struct vfs *vfs, void *kept);
 /* What open_restore made and no handle came to share. */
 void open_unshared(struct vfs *vfs, const struct kept_open *kept);
-/* Of a file in the keep: its staging file, 0: none. */
-uint64_t kept_open_staging(const struct kept_open *kept);
 /* Open for this request, by a predecessor. */
 void open_forget_request(struct vfs *vfs, uint64_t request);
 

@@ -522,7 +522,7 @@ void vfs_release(struct vfs *vfs, struct vfs_file *file)
 	vfs->file_count--;
 	pthread_mutex_unlock(&vfs->files_lock);
 	if (file->state && open_begin(vfs, file->node, &state) == 0) {
-		if (file->number && state->backing > 0 &&
+		if (file->number && state->backing > 0 && state->data &&
 		    mappings_possible(file_data_local(state->data))) {
 			file->staging = state->staging;
 			file->shown = state->inode.shown;
@@ -865,16 +865,6 @@ int open_writers(struct vfs *vfs, const char *branch,
 }
 
 /* -- after a start that follows a crash: nobody else is inside -- */
-
-uint64_t kept_open_staging(const struct kept_open *kept)
-{
-	struct inode inode;
-	if (kept_inode_read(&kept->inode, &inode) < 0)
-		return 0;
-	uint64_t staging = inode.staging;
-	inode_release(&inode);
-	return staging;
-}
 
 /* The bytes it was open on. Their staging file may be a cached blob since, of a commit: then the
  * node leads to them, unless it was detached. */

@@ -692,10 +692,9 @@ static int settle_all(struct worktrees *trees, const struct worktrees_options *o
 		r = discard_unowned(&live, STATE_ENTRIES);
 	if (r != 0)
 		fail(message, r, "cannot read the uncommitted state: %s", error_text(r));
-	else
+	else if (!options->inherited)
 		r = staging_clean(trees, (const uint64_t *)(const void *)live.numbers.data,
-		                  live.numbers.length / sizeof(uint64_t), options->staging_kept,
-		                  options->staging_kept_count, message);
+		                  live.numbers.length / sizeof(uint64_t), message);
 	buffer_release(&live.numbers);
 	return r;
 }

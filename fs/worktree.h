@@ -62,8 +62,9 @@ struct worktrees_options {
 	struct history *history;
 	struct cache *cache;
 	const char *staging_directory;
-	const uint64_t *staging_kept; /* these stay, whether named or not */
-	size_t staging_kept_count;
+	/* The process before this one was killed, and what it had open is still in use: unnamed
+	 * staging files stay (until the next opening without it). */
+	bool inherited;
 	uint64_t copy_up_bytes_max; /* larger files are overlaid piecewise; 0: 16 MiB */
 	int refresh_ms; /* how old what is known of a head may be; 0: 1,000; negative: any age */
 };

@@ -330,10 +330,10 @@ int staging_stat(struct worktrees *trees, uint64_t staging, struct stat *ret_sta
  * Allocated (free()); none: NULL. */
 int staging_dirty(struct worktrees *trees, const struct inode *inode, int fd,
                   struct extent **ret_extents, size_t *ret_count);
-/* At opening: removes every staging file that no inode of these overlays names, unless it is
- * `kept`, and makes an empty one where a power cut took a file that was never synced. */
+/* At opening: removes every staging file that no inode of these overlays names,
+ * and makes an empty one where a power cut took a file that was never synced. */
 int staging_clean(struct worktrees *trees, const uint64_t *overlays, size_t count,
-                  const uint64_t *kept, size_t kept_count, struct message *message);
+                  struct message *message);
 
 /* Write a piecewise file's base_bytes into its record, in whichever working tree's overlay that
  * names this staging file. -ERR_NOT_FOUND: none does (its last name is gone). */

@@ -134,7 +134,9 @@ static int start_follower(struct daemon *daemon, struct message *message)
 static int open_lake(struct daemon *daemon, const char *given, const struct heritage *heritage,
                      struct message *message)
 {
-	struct lake_legacy legacy = {.lock_fd = heritage->lock};
+	const struct lake_legacy legacy = {.lock_fd = heritage->lock,
+	                                   .state_opened = vfs_state_opened,
+	                                   .context = heritage->keep};
 	CLEANUP(free_pointer) char *directory = NULL;
 	CLEANUP(free_pointer) char *branch = NULL;
 	CLEANUP(free_pointer) char *prefix = NULL;
@@ -143,12 +145,7 @@ static int open_lake(struct daemon *daemon, const char *given, const struct heri
 		error = lake_find(given, &directory, &branch, &prefix, message);
 		return error ? error : lake_open(directory, &daemon->lake, message);
 	}
-	error = vfs_legacy(heritage->keep, &legacy);
-	if (!error)
-		error = lake_inherit(keep_root(heritage->keep)->lake, &legacy, &daemon->lake,
-		                     message);
-	vfs_legacy_release(&legacy);
-	return error;
+	return lake_inherit(keep_root(heritage->keep)->lake, &legacy, &daemon->lake, message);
 }
 
 /* From now on this process can be replaced. */

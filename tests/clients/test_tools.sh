@@ -413,6 +413,35 @@ on_inotify() {
 	rm "$OTHER/events"
 }
 
+# What somebody who watches a branch gets to see of a merge into it: who has the file open keeps it, who looks again
+# sees the new one. (`tail -F` does not: a path keeps its inode number over merges.)
+seen_of_a_merge() { # WORD
+	echo old >"$mnt/dev/log" && lakectl -q --lake "$lake" commit dev -m old && lakectl -q --lake "$lake" merge dev main
+	exec 7<"$mnt/main/log"
+	echo newer >>"$mnt/dev/log" && sed -i 's/^old/replaced/' "$mnt/dev/log"
+	lakectl -q --lake "$lake" commit dev -m new && lakectl -q --lake "$lake" merge dev main
+	check "$1: what a merge made of a file is seen" equal "$(tr '\n' ' ' <"$mnt/main/log")" "replaced newer "
+	check "$1: who has it open reads what it was" equal "$(cat <&7)" old
+	exec 7<&-
+	echo last >>"$mnt/main/log"
+	check "$1: and it is appended to" equal "$(tr '\n' ' ' <"$mnt/main/log")" "replaced newer last "
+	lakectl -q --lake "$lake" commit main -m last
+}
+other_limits() { # WORD: what is refused here and not on the disk
+	cp "$mnt/dev/src/big" "$mnt/dev/limits"
+	check_exit 1 "$1: no range is cut out of a file" fallocate -c -o 0 -l 4096 "$mnt/dev/limits"
+	check "$1: which says why" contains "not supported" "$scratch/out"
+	check_exit 1 "$1: blocks are not shared on demand" cp --reflink=always "$mnt/dev/limits" "$mnt/dev/limits2"
+	if command -v setfacl >/dev/null; then
+		check_exit 1 "$1: no access control lists" setfacl -m u:1:r "$mnt/dev/limits"
+		check "$1: which says why, too" contains "not supported" "$scratch/out"
+	fi
+	check "$1: the file is as it was" cmp "$mnt/dev/src/big" "$mnt/dev/limits"
+	check "$1: holes of a committed file are found" python3 -c 'import os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+assert os.lseek(file, 0, os.SEEK_HOLE) < os.fstat(file).st_size // 2' "$mnt/@main/src/sparse"
+}
+
 disk_side
 number=0
 for way in "${ways[@]}"; do
@@ -423,6 +452,8 @@ for way in "${ways[@]}"; do
 	fi
 	lake_side "$word"
 	published "$word"
+	seen_of_a_merge "$word"
+	other_limits "$word"
 	lakectl -q --lake "$lake" umount
 done
 tap_done

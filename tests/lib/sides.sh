@@ -40,7 +40,7 @@ run_side() { # TOP REVISION OUTPUTS: every scenario
 			export TOP=$1 OTHER=$1/other/$name SRC=$1/dev/src REV=$2
 			"on_$name"
 			echo "exit $?"
-		) </dev/null 2>&1 | sed "s|$1|TOP|g; s|$2|REV|g" >"$3/$name"
+		) </dev/null 2>&1 | sed "s|$2|REV|g; s|$1|TOP|g" >"$3/$name"
 	done
 }
 

@@ -327,7 +327,7 @@ static void show_lake(struct items *items)
 		return;
 	}
 	items->opened = true;
-	must(vfs_new(lake, &kernel, &vfs), "vfs_new", NULL);
+	must(vfs_new(lake, &kernel, NULL, &vfs), "vfs_new", NULL);
 	static const char *const tops[] = {"main", "dev", "@v1", "@main~1"};
 	for (size_t i = 0; i < ARRAY_SIZE(tops); i++)
 		show_top(vfs, tops[i], items);
@@ -405,7 +405,7 @@ static void make_lake(void)
 	const struct vfs_kernel kernel = {0};
 	must(lake_init(live, NULL, "test@host", &message), "init", &message);
 	must(lake_open(live, &lake, &message), "open", &message);
-	must(vfs_new(lake, &kernel, &vfs), "vfs", NULL);
+	must(vfs_new(lake, &kernel, NULL, &vfs), "vfs", NULL);
 	must(vfs_lookup(vfs, VFS_ROOT, "main", &branch, &message), "main", &message);
 	make_files(vfs, branch.node);
 	ask(lake, "{\"command\":\"commit\",\"branch\":\"main\",\"message\":\"one\"}");

@@ -3,6 +3,7 @@
  */
 #include "tools/supervisor.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -24,7 +25,7 @@
 #define PAUSE_MS_MIN 10
 #define PAUSE_MS_MAX 1000
 #define LATER_MS 1000          /* when the server says so */
-#define STUCK_MS 200           /* for the rest of a killed server */
+#define STUCK_MS 50            /* for the rest of a killed server, before it is looked at */
 #define PIDFD_OF_THREAD O_EXCL /* PIDFD_THREAD, Linux 6.9 */
 
 extern char **environ;
@@ -265,16 +266,62 @@ static void watch(struct supervisor *self, int timeout_ms)
 	}
 }
 
+/* A thread of /proc that is dead, or waits in a write to the kernel's connection. */
+static bool thread_tells(const char *task)
+{
+	char path[640], text[256] = "", target[16] = "";
+	char state = 0;
+	long call = -1;
+	unsigned long fd = 0;
+	snprintf(path, sizeof(path), "%s/stat", task);
+	FILE *file = fopen(path, "re");
+	if (!file)
+		return errno == ENOENT || errno == ESRCH;
+	const char *name_end = fgets(text, sizeof(text), file) ? strrchr(text, ')') : NULL;
+	fclose(file);
+	if (!name_end || sscanf(name_end, ") %c", &state) != 1)
+		return false;
+	if (state == 'Z' || state == 'X')
+		return true;
+	snprintf(path, sizeof(path), "%s/syscall", task);
+	file = fopen(path, "re");
+	bool parsed = file && fscanf(file, "%ld 0x%lx", &call, &fd) == 2;
+	if (file)
+		fclose(file);
+	if (!parsed || (call != SYS_writev && call != SYS_write))
+		return false;
+	snprintf(path, sizeof(path), "%s/fd/%lu", task, fd);
+	return readlink(path, target, sizeof(target) - 1) > 0 && strcmp(target, "/dev/fuse") == 0;
+}
+
+/* Whatever is left of the server only tells the kernel something: it writes to no file any more. */
+static bool only_tells(pid_t server)
+{
+	char path[320];
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)server);
+	DIR *directory = opendir(path);
+	bool tells = directory != NULL;
+	struct dirent *entry;
+	while (tells && (entry = readdir(directory)) != NULL) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/task/%s", (int)server, entry->d_name);
+		tells = thread_tells(path);
+	}
+	if (directory)
+		closedir(directory);
+	return tells;
+}
+
 static void await_death(struct supervisor *self)
 {
 	while (self->server) {
-		int64_t left_ms = self->gone_ms + STUCK_MS - clock_monotonic_ms();
-		if (self->gone_ms && left_ms <= 0) {
+		watch(self, self->gone_ms ? STUCK_MS : -1);
+		if (self->server && self->gone_ms &&
+		    clock_monotonic_ms() - self->gone_ms >= STUCK_MS && only_tells(self->server)) {
 			say("the server that was killed cannot end before another one serves");
 			self->status = SIGKILL;
 			self->server = 0;
-		} else {
-			watch(self, self->gone_ms ? (int)left_ms : -1);
 		}
 	}
 	self->gone_ms = 0;

@@ -8,8 +8,8 @@
  * Holds:      descriptors of the device, the lock and the keep; the server's process id.
  * Never:      looks at the mount or the lake; starts a thread.
  * Invariants: (1) one server at a time: the next begins when the last thread of the one before is
- *             gone, or can only ever return from the kernel to die; (2) a server that ended on
- *             purpose is not started again, and the supervisor ends with its exit code.
+ *             gone, or only waits to tell the kernel something, and then dies; (2) a server
+ *             that ended on purpose is not started again, and the supervisor ends with its code.
  */
 #ifndef TOOLS_SUPERVISOR_H
 #define TOOLS_SUPERVISOR_H

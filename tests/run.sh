@@ -5,7 +5,7 @@
 # A test program prints TAP: "ok 1 - name", "not ok 2 - name", "ok 3 - name # SKIP why". One that
 # ends badly without saying "not ok", or says nothing at all, has failed. TEST_JOBS programs run at a
 # time (one for each processor): most of their time is waiting. Those in tests/lib/alone.txt, which
-# measure time, run when nothing else does. TEST_BIN_<label> names the programs that tests of a label
+# measure time, run at the end, when nothing else does. TEST_BIN_<label> names the programs that tests of a label
 # take instead of build/bin.
 # usage: tests/run.sh LABEL PROGRAM... [-- LABEL PROGRAM...]...
 set -u
@@ -58,12 +58,14 @@ waits_alone() {
 	grep -qE "^$(basename "$1")([[:space:]]|$)" tests/lib/alone.txt
 }
 
+alone=()
+
 run_label() { # LABEL PROGRAM...
-	local label=$1 program alone=()
+	local label=$1 program
 	shift
 	for program in "$@"; do
 		if waits_alone "$program"; then
-			alone+=("$program")
+			alone+=("$label" "$program")
 			continue
 		fi
 		while [ "$(jobs -rp | wc -l)" -ge "$TEST_JOBS" ]; do
@@ -71,11 +73,6 @@ run_label() { # LABEL PROGRAM...
 		done
 		begin "$label" "$program"
 	done
-	for program in "${alone[@]}"; do
-		wait
-		begin "$label" "$program"
-	done
-	[ ${#alone[@]} = 0 ] || wait
 }
 
 end() { # a signal: no program is left behind
@@ -95,6 +92,10 @@ for argument in "$@" --; do
 	fi
 done
 wait
+for ((i = 0; i < ${#alone[@]}; i += 2)); do
+	begin "${alone[i]}" "${alone[i + 1]}"
+	wait
+done
 # A program whose result is missing has failed, too.
 passed=0 failed=0 skipped=0
 for ((i = 1; i <= number; i++)); do

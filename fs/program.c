@@ -76,10 +76,13 @@ static int set_user(const struct launch *launch)
 
 static void reset_signals(void)
 {
-	struct sigaction action = {.sa_handler = SIG_DFL};
+	/* The kernel's own call, with what it takes for "default": the C library keeps two numbers
+	 * to itself, which may have been inherited ignored all the same. */
+	static const uint64_t by_default[8];
 	sigset_t none;
 	for (int number = 1; number < NSIG; number++)
-		sigaction(number, &action, NULL); /* a few may not be changed */
+		syscall(SYS_rt_sigaction, number, by_default, NULL,
+		        sizeof(uint64_t)); /* but for two */
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }

@@ -186,11 +186,11 @@ static int find_named(const char *lake_directory, const char *name, char **ret_p
 	if (!installed || !installed[0])
 		installed = LAKE_AUDITS_PATH;
 	CLEANUP(free_pointer) char *path = NULL;
-	if (asprintf(&path, "%s/audits/%s", lake_directory, name) < 0)
+	if (text_format(&path, "%s/audits/%s", lake_directory, name) < 0)
 		return -ERR_NO_MEMORY;
 	if (access(path, F_OK) < 0) {
 		free_pointer(&path);
-		if (asprintf(&path, "%s/%s", installed, name) < 0)
+		if (text_format(&path, "%s/%s", installed, name) < 0)
 			return -ERR_NO_MEMORY;
 	}
 	if (access(path, F_OK) < 0)

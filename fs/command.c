@@ -205,15 +205,19 @@ void reply_path(cJSON *object, const char *name, const char *path, size_t length
 		i += step;
 	}
 	buffer_u8(&text, 0);
-	if (buffer_check(&text) < 0)
+	if (buffer_check(&text) < 0) {
+		json_failed();
 		return;
+	}
 	cJSON_AddStringToObject(object, name, (const char *)text.data);
 	if (valid)
 		return;
 	CLEANUP(free_pointer) char *hex = malloc(2 * length + 1);
 	char key[64];
-	if (!hex)
+	if (!hex) {
+		json_failed();
 		return;
+	}
 	hex_encode(path, length, hex);
 	snprintf(key, sizeof key, "%s_hex", name);
 	cJSON_AddStringToObject(object, key, hex);

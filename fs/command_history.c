@@ -275,7 +275,7 @@ static int annotate_directory(struct list *list, const struct commit *start, con
 		if (error < 0)
 			break;
 		CLEANUP(free_pointer) char *below = NULL;
-		if (asprintf(&below, "%s%s%s", path, path[0] ? "/" : "", entry->name) < 0)
+		if (text_format(&below, "%s%s%s", path, path[0] ? "/" : "", entry->name) < 0)
 			error = -ERR_NO_MEMORY;
 		else
 			error = annotate_one(list, start, below, entry);

@@ -196,9 +196,9 @@ static int apply_change(struct command *command, const char *target, bool backwa
 	id_to_hex(&commit->self.id, hex);
 	snprintf(note, sizeof note, "%s%s %.12s", publishing ? "publish " : "",
 	         backwards ? "revert" : "cherry-pick", hex);
-	if (asprintf(&text, "%s%.*s%s", backwards ? "Revert \"" : "",
-	             (int)strcspn(commit->message, backwards ? "\n" : ""), commit->message,
-	             backwards ? "\"" : "") < 0)
+	if (text_format(&text, "%s%.*s%s", backwards ? "Revert \"" : "",
+	                (int)strcspn(commit->message, backwards ? "\n" : ""), commit->message,
+	                backwards ? "\"" : "") < 0)
 		return -ERR_NO_MEMORY;
 	const struct application application = {
 	        .from = backwards ? side_of(commit) : before,

@@ -381,7 +381,7 @@ int control_start(struct lake *lake, control_fn *extra, void *context, struct co
 	control->listener = control->wake[0] = control->wake[1] = -1;
 	pthread_mutex_init(&control->lock, NULL);
 	pthread_cond_init(&control->idle, NULL);
-	int error = asprintf(&control->path, "%s/%s", lake->directory, SOCKET_NAME) < 0
+	int error = text_format(&control->path, "%s/%s", lake->directory, SOCKET_NAME) < 0
 	                    ? -ERR_NO_MEMORY
 	                    : listen_at(control, message);
 	if (!error && pthread_create(&control->thread, NULL, accept_loop, control) != 0)

@@ -110,7 +110,7 @@ static int absolute_path(const char *path, char **ret_path, struct message *mess
 		*slash = '\0';
 	if (!realpath(slash == copy ? "/" : slash ? copy : ".", real))
 		return path_fail(message, path, errno);
-	if (!name || asprintf(ret_path, "%s/%s", strcmp(real, "/") ? real : "", name) < 0)
+	if (!name || text_format(ret_path, "%s/%s", strcmp(real, "/") ? real : "", name) < 0)
 		return -ERR_NO_MEMORY;
 	return 0;
 }

@@ -18,6 +18,8 @@ void json_cleanup(cJSON **object); /* CLEANUP */
  * How many of its allocations have failed in this thread: when that has grown, something is missing
  * in what was built or read meanwhile. */
 unsigned json_failures(void);
+/* Counts one more: what was to be added could not be made. */
+void json_failed(void);
 /* Take `item` (which may be NULL) also when it cannot be added: it is then deleted. */
 void json_append(cJSON *array, cJSON *item);
 void json_put(cJSON *object, const char *key, cJSON *item);

@@ -106,8 +106,8 @@ static char *default_directory(void)
 	if (geteuid() == 0)
 		return strdup("/var/lib/lake");
 	if (data && data[0] == '/')
-		return asprintf(&path, "%s/lake", data) < 0 ? NULL : path;
-	return asprintf(&path, "%s/.local/share/lake", home ? home : "") < 0 ? NULL : path;
+		return text_format(&path, "%s/lake", data) < 0 ? NULL : path;
+	return text_format(&path, "%s/.local/share/lake", home ? home : "") < 0 ? NULL : path;
 }
 
 /* --lake may name a lake's directory or a place inside its mount. */
@@ -116,7 +116,7 @@ static char *named_directory(const char *given)
 	CLEANUP(free_pointer) char *real = realpath(given, NULL);
 	CLEANUP(free_pointer) char *config = NULL;
 	char *mountpoint = NULL, *directory = NULL;
-	if (!real || asprintf(&config, "%s/lake.json", real) < 0)
+	if (!real || text_format(&config, "%s/lake.json", real) < 0)
 		return strdup(given);
 	if (access(config, F_OK) < 0 && lake_mount_of(real, &mountpoint, &directory) == 0) {
 		free(mountpoint);

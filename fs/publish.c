@@ -214,7 +214,7 @@ static void reply_verdict(struct command *command, const struct candidate *candi
 	cJSON_AddStringToObject(command->reply, "verdict", verdict_name(verdict->verdict));
 	cJSON_AddStringToObject(command->reply, "candidate", candidate->hex);
 	CLEANUP(free_pointer) char *path = NULL;
-	if (asprintf(&path, "%s/@%s", command->lake->mountpoint, candidate->hex) > 0)
+	if (text_format(&path, "%s/@%s", command->lake->mountpoint, candidate->hex) > 0)
 		cJSON_AddStringToObject(command->reply, "at", path);
 }
 

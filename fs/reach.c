@@ -114,7 +114,7 @@ static int walk_entries(struct walk *walk, const struct pointer *root, const cha
 		if (error < 0)
 			break;
 		CLEANUP(free_pointer) char *path = NULL;
-		if (asprintf(&path, "%s/%s", where, entry->name) < 0)
+		if (text_format(&path, "%s/%s", where, entry->name) < 0)
 			error = -ERR_NO_MEMORY;
 		else if (S_ISDIR(entry->attributes.mode))
 			error = walk_tree(walk, &entry->content.pointer, path);

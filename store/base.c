@@ -5,6 +5,7 @@
  */
 #include "store/base.h"
 
+#include <stdarg.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -25,6 +26,17 @@ void free_pointer(void *pointer_to_pointer)
 	void *pointer;
 	memcpy(&pointer, pointer_to_pointer, sizeof(pointer));
 	free(pointer);
+}
+
+int text_format(char **ret_text, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	int length = vasprintf(ret_text, format, arguments);
+	va_end(arguments);
+	if (length < 0)
+		*ret_text = NULL;
+	return length;
 }
 
 void close_descriptor(int *descriptor)

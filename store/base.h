@@ -29,7 +29,10 @@
 #define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
 
 void free_pointer(void *pointer_to_pointer); /* CLEANUP(free_pointer) char *p = NULL; */
-void close_descriptor(int *descriptor);      /* CLEANUP(close_descriptor) int fd = -1; */
+/* asprintf, but for what it leaves when it fails, which is undefined: NULL, so that it can be
+ * freed. */
+int text_format(char **ret_text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void close_descriptor(int *descriptor); /* CLEANUP(close_descriptor) int fd = -1; */
 
 /* -- ids: SHA-256 of logical content -- */
 #define ID_BYTES 32

@@ -400,10 +400,10 @@ static int compose_base(struct s3 *s3)
 	bool tls = scheme == 8;
 	const char *bucket = settings->path_style ? "" : settings->bucket;
 	const char *dot = settings->path_style ? "" : ".";
-	if (asprintf(&s3->url_base, "%.*s%s%s%.*s", scheme, settings->endpoint, bucket, dot,
-	             host_length, host) < 0 ||
-	    asprintf(&s3->path_base, "%s%s%s", path, settings->path_style ? "/" : "",
-	             settings->path_style ? settings->bucket : "") < 0)
+	if (text_format(&s3->url_base, "%.*s%s%s%.*s", scheme, settings->endpoint, bucket, dot,
+	                host_length, host) < 0 ||
+	    text_format(&s3->path_base, "%s%s%s", path, settings->path_style ? "/" : "",
+	                settings->path_style ? settings->bucket : "") < 0)
 		return -ERR_NO_MEMORY;
 	/* A default port is not part of what curl, and everybody, sends as Host. */
 	const char *port = tls ? ":443" : ":80";
@@ -411,8 +411,9 @@ static int compose_base(struct s3 *s3)
 	if (host_length > port_length &&
 	    strncmp(path - port_length, port, (size_t)port_length) == 0)
 		host_length -= port_length;
-	return asprintf(&s3->host, "%s%s%.*s", bucket, dot, host_length, host) < 0 ? -ERR_NO_MEMORY
-	                                                                           : 0;
+	return text_format(&s3->host, "%s%s%.*s", bucket, dot, host_length, host) < 0
+	               ? -ERR_NO_MEMORY
+	               : 0;
 }
 
 int object_s3_open(const char *url, struct object_store **ret_store, struct message *message)

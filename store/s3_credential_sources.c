@@ -192,10 +192,10 @@ static int sts_url(const struct web_identity *identity, char **ret_url)
 	if (endpoint == NULL)
 		endpoint = environment("AWS_ENDPOINT_URL");
 	int n = endpoint != NULL
-	                ? asprintf(ret_url, "%s%s", endpoint,
-	                           endpoint[strlen(endpoint) - 1] == '/' ? "" : "/")
-	                : asprintf(ret_url, "https://sts.%s.amazonaws.com%s/", identity->region,
-	                           strncmp(identity->region, "cn-", 3) == 0 ? ".cn" : "");
+	                ? text_format(ret_url, "%s%s", endpoint,
+	                              endpoint[strlen(endpoint) - 1] == '/' ? "" : "/")
+	                : text_format(ret_url, "https://sts.%s.amazonaws.com%s/", identity->region,
+	                              strncmp(identity->region, "cn-", 3) == 0 ? ".cn" : "");
 	return n < 0 ? -ERR_NO_MEMORY : 0;
 }
 
@@ -278,8 +278,8 @@ static int container_url(char **ret_url, struct message *message)
 	const char *relative = environment("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
 	const char *full = environment("AWS_CONTAINER_CREDENTIALS_FULL_URI");
 	if (relative != NULL)
-		return asprintf(ret_url, "http://169.254.170.2%s", relative) < 0 ? -ERR_NO_MEMORY
-		                                                                 : 1;
+		return text_format(ret_url, "http://169.254.170.2%s", relative) < 0 ? -ERR_NO_MEMORY
+		                                                                    : 1;
 	if (full == NULL)
 		return 0;
 	if (!is_trusted_url(full))
@@ -337,7 +337,7 @@ static int instance_fetch(struct instance *instance, const char *method, const c
                           struct http_response *ret_response)
 {
 	CLEANUP(free_pointer) char *url = NULL;
-	if (asprintf(&url, "%s%s", instance->endpoint, path) < 0)
+	if (text_format(&url, "%s%s", instance->endpoint, path) < 0)
 		return -ERR_NO_MEMORY;
 	struct http_request request = {.method = method,
 	                               .url = url,

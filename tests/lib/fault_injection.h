@@ -342,15 +342,23 @@ FAULT_EARLY char *fault_strndup(const char *text, size_t max)
 	                                               : fault_copy(text, strnlen(text, max));
 }
 
-int fault_asprintf(char **ret_text, const char *format, ...) __asm__("asprintf")
-        __attribute__((used, format(printf, 2, 3)));
-int fault_asprintf(char **ret_text, const char *format, ...)
+int fault_vasprintf(char **ret_text, const char *format, va_list arguments) __asm__("vasprintf")
+        __attribute__((used, format(printf, 2, 0)));
+int fault_vasprintf(char **ret_text, const char *format, va_list arguments)
 {
+	FAULT_NEXT(int, (char **, const char *, va_list), "vasprintf");
 	if (fault_due(FAULT_ALLOCATE, FAULT_CALLER)) {
 		errno = ENOMEM;
 		*ret_text = (char *)1; /* undefined then, says the manual */
 		return -1;
 	}
+	return next(ret_text, format, arguments);
+}
+
+int fault_asprintf(char **ret_text, const char *format, ...) __asm__("asprintf")
+        __attribute__((used, format(printf, 2, 3)));
+int fault_asprintf(char **ret_text, const char *format, ...)
+{
 	va_list arguments;
 	va_start(arguments, format);
 	int length = vasprintf(ret_text, format, arguments);

@@ -170,10 +170,12 @@ static void remove_collected_staging(struct clean *clean)
 	while (reader_left(&reader) > 0) {
 		uint64_t number = read_u64(&reader), staging = read_u64(&reader);
 		struct inode inode = {0};
-		bool kept = clean->item->successor != 0 &&
-		            overlay_read_inode(clean->trees, clean->item->successor, number,
-		                               &inode) == 0 &&
-		            inode.staging == staging;
+		int r = clean->item->successor == 0
+		                ? -ERR_NOT_FOUND
+		                : overlay_read_inode(clean->trees, clean->item->successor, number,
+		                                     &inode);
+		/* What cannot be read may name it: left to the next opening. */
+		bool kept = r == 0 ? inode.staging == staging : r != -ERR_NOT_FOUND;
 		inode_release(&inode);
 		/* One whose last name went since is its opener's (worktree_forget), and of what
 		 * else is open the next opening of the lake removes what is left. */

@@ -54,8 +54,9 @@ struct sides {
 
 static int flush(struct rebase *rebase, size_t above)
 {
+	/* Not even the first of it may have found memory. */
 	if (rebase->batch.bytes.length <= above)
-		return 0;
+		return buffer_check(&rebase->batch.bytes);
 	int error = rebase->rehearse
 	                    ? 0
 	                    : overlay_commit(rebase->trees, &rebase->batch, rebase->message);

@@ -433,6 +433,11 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 		return fail(message, r, "%s", error_text(r));
 	struct branch_record record;
 	r = branch_record_read(trees, branch, &record);
+	if (r == 0 && record.overlay != 0 && trees->renames_open) {
+		r = worktree_settle_renamed(trees, branch, &record, message);
+		if (r != 0 && r != -ERR_NOT_FOUND)
+			return r;
+	}
 	if (r == 0 && record.intent)
 		r = settle_late(trees, branch, &record, message);
 	else if (r != 0 && r != -ERR_NOT_FOUND)
@@ -621,6 +626,8 @@ int worktrees_kept(struct worktrees *trees, int (*callback)(void *context, const
                    void *context)
 {
 	struct kept kept = {callback, context};
+	if (trees->renames_open)
+		(void)worktrees_settle_renames(trees);
 	return branch_records_each(trees, kept_branch, &kept);
 }
 
@@ -762,6 +769,7 @@ int worktrees_open(const struct worktrees_options *options, struct worktrees **r
 	trees->refresh_ms = options->refresh_ms ? options->refresh_ms : REFRESH_INTERVAL_MS;
 	trees->staging_fd = -1;
 	trees->first_number = state_number_next(trees->state);
+	pthread_mutex_init(&trees->renames_lock, NULL);
 	pthread_mutex_init(&trees->table_lock, NULL);
 	pthread_mutex_init(&trees->files_lock, NULL);
 	cleaner_init(trees);
@@ -800,5 +808,6 @@ void worktrees_close(struct worktrees *trees)
 	free(trees->staging_directory);
 	pthread_mutex_destroy(&trees->files_lock);
 	pthread_mutex_destroy(&trees->table_lock);
+	pthread_mutex_destroy(&trees->renames_lock);
 	free(trees);
 }

@@ -168,7 +168,7 @@ static int vanish(struct worktree *worktree, const struct worktree_view *view,
 		return 0;
 	if (vanished) {
 		bool synced = now.overlay != 0 && state_sync(trees->state) == 0;
-		overlay_discard(trees, now.overlay, synced ? 0 : KEEP_STAGING);
+		overlay_leave(trees, now.overlay, synced ? 0 : KEEP_STAGING);
 		tell_gone(worktree);
 	}
 	return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);

@@ -77,6 +77,9 @@ struct worktrees {
 	bool fine_times;
 	_Atomic uint64_t writer_count; /* counts every file opened for writing, for ever */
 
+	pthread_mutex_t renames_lock; /* one renaming or settling at a time; after gates */
+	_Atomic bool renames_open;    /* two branch records may name one overlay */
+
 	pthread_mutex_t table_lock;
 	/* guarded by table_lock: */
 	struct worktree *by_branch;
@@ -223,9 +226,15 @@ int worktree_drop(struct worktree *worktree, struct message *message);
 void worktree_depart(struct worktree *worktree);
 /* Gate closed. The branch has another name now: its record moves, in one batch. */
 int worktree_rekey(struct worktree *worktree, const char *branch, struct message *message);
-/* At opening, before anything looks at the records: of two that name one overlay, the rest of an
- * interrupted renaming, one goes. */
+/* At opening, before anything looks at the records, and while renames_open: of two that name one
+ * overlay, the rest of an interrupted renaming, one goes. renames_open stays while that cannot be
+ * told. */
 int worktrees_settle_renames(struct worktrees *trees);
+/* Before a working tree is made of a branch's record: it must be the only one of its overlay. */
+int worktree_settle_renamed(struct worktrees *trees, const char *branch,
+                            struct branch_record *record, struct message *message);
+/* overlay_discard, unless some branch's record (still) names it. */
+void overlay_leave(struct worktrees *trees, uint64_t overlay, uint64_t successor);
 void worktrees_observer(struct worktrees *trees, struct worktree_observer *ret_observer);
 
 /* A fresh overlay number; its records may be written in any number of batches before a branch

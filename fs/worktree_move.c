@@ -6,8 +6,9 @@
  *
  * Deleting removes the ref first: a crash before the record goes leaves uncommitted changes of a
  * branch that is not there; bringing the branch back brings them back too. Renaming records the
- * overlay under both names first; when a crash leaves both, opening keeps the one whose branch
- * exists.
+ * overlay under both names first; when a crash or a failure leaves both, the one whose branch
+ * exists is kept, at opening or before either is next used. Deleting the other leaves the overlay
+ * alone.
  */
 #include "fs/snapshot.h"
 
@@ -280,7 +281,7 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
 	worktree_open_gate(worktree);
 	if (error)
 		return error;
-	overlay_discard(trees, view.overlay, 0);
+	overlay_leave(trees, view.overlay, 0);
 	worktrees_observer(trees, &observer);
 	if (observer.branch_gone)
 		observer.branch_gone(observer.context, branch);
@@ -292,7 +293,9 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
 static int put_branch(struct worktrees *trees, const char *branch,
                       const struct branch_record *record, struct message *message)
 {
-	CLEANUP(state_batch_release) struct state_batch batch = {0};
+	/* A record that goes must not be what a full disk refuses. */
+	CLEANUP(state_batch_release)
+	struct state_batch batch = {.makes_room = record->overlay == 0};
 	branch_record_put(&batch, branch, record);
 	return state_commit(trees->state, &batch, message);
 }
@@ -315,8 +318,65 @@ static int share_record(struct worktree *worktree, const struct worktree_view *v
 	        .root = view->root,
 	        .base = view->base,
 	};
+	worktree->trees->renames_open = true;
 	error = put_branch(worktree->trees, to, &record, message);
 	return error ? error : state_sync(worktree->trees->state);
+}
+
+/* When did the branch last move? -ERR_NOT_FOUND: there is none. */
+static int moved_when(struct worktrees *trees, const char *branch, int64_t *ret_ms)
+{
+	CLEANUP(ref_release) struct ref ref = {0};
+	int error = ref_read(odb_store(trees->odb), REF_BRANCH, branch, &ref, NULL);
+	if (!error)
+		*ret_ms = ref.move_count ? ref.moves[0].time_ms : 0;
+	return error;
+}
+
+/* The ref's renaming failed with `error`. 0: but it was done. */
+static int check_renamed(struct worktree *worktree, const char *to, int error)
+{
+	int64_t ms;
+	if (error == -ERR_EXISTS || error == -ERR_NOT_FOUND || error == -ERR_MOVED ||
+	    error == -ERR_REFUSED)
+		return error;
+	bool done = moved_when(worktree->trees, worktree_branch(worktree), &ms) == -ERR_NOT_FOUND &&
+	            moved_when(worktree->trees, to, &ms) == 0;
+	return done ? 0 : error;
+}
+
+static int settle_locked(struct worktrees *trees);
+
+/* Gate closed, under renames_lock. */
+static int rename_locked(struct worktree *worktree, const char *to, const struct ref_author *author,
+                         struct message *message)
+{
+	struct worktrees *trees = worktree->trees;
+	const char *from = worktree_branch(worktree);
+	struct worktree_view view;
+	struct message said = {{0}};
+	int error = 0;
+	worktree_view(worktree, &view);
+	if (view.overlay)
+		error = share_record(worktree, &view, to, message);
+	if (!error) {
+		error = ref_rename(odb_store(trees->odb), REF_BRANCH, from, to, author, message);
+		error = error ? check_renamed(worktree, to, error) : 0;
+		if (!error) {
+			error = worktree_rekey(worktree, to, &said);
+			if (error) { /* whoever asks for the new name finds its record */
+				worktree_depart(worktree);
+				fail(message, error,
+				     "'%s' is '%s' now, but that could not be recorded here: %s",
+				     from, to, said.text);
+			}
+		}
+	}
+	if (error && trees->renames_open)
+		(void)settle_locked(trees);
+	else
+		trees->renames_open = false;
+	return error;
 }
 
 /* Gate closed. */
@@ -324,24 +384,19 @@ static int rename_closed(struct worktree *worktree, const char *to, const struct
                          struct message *message)
 {
 	struct worktrees *trees = worktree->trees;
-	const struct branch_record none = {0};
-	struct worktree_view view;
-	int error = 0;
-	worktree_view(worktree, &view);
-	if (view.overlay)
-		error = share_record(worktree, &view, to, message);
+	pthread_mutex_lock(&trees->renames_lock);
+	/* What an earlier one left open is not forgotten with this one's end. */
+	int error = trees->renames_open ? settle_locked(trees) : 0;
 	if (error)
-		return error;
-	error = ref_rename(odb_store(trees->odb), REF_BRANCH, worktree_branch(worktree), to, author,
-	                   message);
-	if (error) {
-		if (view.overlay)
-			(void)put_branch(trees, to, &none, NULL);
-		return error;
-	}
-	error = worktree_rekey(worktree, to, message);
-	if (error) /* both names have the record: whoever asks for the new one finds it */
-		worktree_depart(worktree);
+		fail(message, error, "an earlier renaming was interrupted: %s", error_text(error));
+	else if (trees->renames_open)
+		error = fail(
+		        message, -ERR_STORE_AWAY,
+		        "an earlier renaming was interrupted, and whether it was done cannot be "
+		        "told yet; once the store can be read, try again");
+	if (!error)
+		error = rename_locked(worktree, to, author, message);
+	pthread_mutex_unlock(&trees->renames_lock);
 	return error;
 }
 
@@ -369,7 +424,7 @@ int worktree_rename_branch(struct worktrees *trees, const char *from, const char
 	return 0;
 }
 
-/* -- renames that a crash interrupted -- */
+/* -- renames that a crash or a failure interrupted -- */
 
 struct owner {
 	uint64_t overlay;
@@ -393,33 +448,44 @@ static int compare_owners(const void *a, const void *b)
 	return x->overlay < y->overlay ? -1 : x->overlay > y->overlay;
 }
 
-/* When did the branch last move? -ERR_NOT_FOUND: there is none. */
-static int moved_when(struct worktrees *trees, const char *branch, int64_t *ret_ms)
+/* Is it being written to under that name? */
+static bool is_used(struct worktrees *trees, const struct owner *owner)
 {
-	CLEANUP(ref_release) struct ref ref = {0};
-	int error = ref_read(odb_store(trees->odb), REF_BRANCH, branch, &ref, NULL);
-	if (!error)
-		*ret_ms = ref.move_count ? ref.moves[0].time_ms : 0;
-	return error;
+	struct worktree *found = NULL;
+	pthread_mutex_lock(&trees->table_lock);
+	HASH_FIND_STR(trees->by_branch, owner->branch, found);
+	bool used = found && found->overlay == owner->overlay;
+	pthread_mutex_unlock(&trees->table_lock);
+	return used;
 }
 
 /* Two names of one overlay. The branch that exists has it; when both do the renaming came half
  * way, and it is still the older one's. */
-static int settle_pair(struct worktrees *trees, const char *a, const char *b)
+static int settle_pair(struct worktrees *trees, const struct owner *x, const struct owner *y,
+                       bool *left)
 {
+	const char *a = x->branch, *b = y->branch;
 	const struct branch_record none = {0};
 	int64_t a_ms = 0, b_ms = 0;
 	int a_error = moved_when(trees, a, &a_ms), b_error = moved_when(trees, b, &b_ms);
-	if ((a_error && a_error != -ERR_NOT_FOUND) || (b_error && b_error != -ERR_NOT_FOUND))
-		return 0; /* the store is away: when it is back, at the next opening */
+	if ((a_error && a_error != -ERR_NOT_FOUND) || (b_error && b_error != -ERR_NOT_FOUND)) {
+		*left = true; /* the store is away: when it is back */
+		return 0;
+	}
 	if (a_error && b_error)
 		return 0;
 	bool keep_a = b_error || (!a_error && a_ms <= b_ms);
+	if (is_used(trees, keep_a ? y : x)) {
+		*left = true; /* when it is deleted, or at the next opening */
+		return 0;
+	}
 	return put_branch(trees, keep_a ? b : a, &none, NULL);
 }
 
-int worktrees_settle_renames(struct worktrees *trees)
+/* Under renames_lock. */
+static int settle_locked(struct worktrees *trees)
 {
+	bool left = false;
 	CLEANUP(buffer_release) struct buffer owners = {0};
 	int error = branch_records_each(trees, note_owner, &owners);
 	struct owner *list = (struct owner *)(void *)owners.data;
@@ -428,8 +494,61 @@ int worktrees_settle_renames(struct worktrees *trees)
 		qsort(list, count, sizeof(*list), compare_owners);
 	for (size_t i = 1; !error && i < count; i++)
 		if (list[i - 1].overlay == list[i].overlay)
-			error = settle_pair(trees, list[i - 1].branch, list[i].branch);
+			error = settle_pair(trees, &list[i - 1], &list[i], &left);
+	trees->renames_open = error || left;
 	return error;
+}
+
+int worktrees_settle_renames(struct worktrees *trees)
+{
+	pthread_mutex_lock(&trees->renames_lock);
+	int error = settle_locked(trees);
+	pthread_mutex_unlock(&trees->renames_lock);
+	return error;
+}
+
+struct search {
+	uint64_t overlay;
+	const char *but;
+};
+
+static int note_other(void *context, const char *branch, const struct branch_record *record)
+{
+	const struct search *search = context;
+	bool other = !search->but || strcmp(branch, search->but) != 0;
+	return other && record->overlay == search->overlay;
+}
+
+/* Does a branch other than `but` (NULL: any) have it? Yes, when that cannot be read. */
+static bool is_named(struct worktrees *trees, uint64_t overlay, const char *but)
+{
+	struct search search = {overlay, but};
+	return branch_records_each(trees, note_other, &search) != 0;
+}
+
+int worktree_settle_renamed(struct worktrees *trees, const char *branch,
+                            struct branch_record *record, struct message *message)
+{
+	if (!is_named(trees, record->overlay, branch))
+		return 0;
+	int error = worktrees_settle_renames(trees);
+	if (error)
+		return fail(message, error, "a renaming of '%s' was interrupted: %s", branch,
+		            error_text(error));
+	error = branch_record_read(trees, branch, record);
+	if (error || !trees->renames_open || !is_named(trees, record->overlay, branch))
+		return error;
+	return fail(message, -ERR_STORE_AWAY,
+	            "a renaming of '%s' was interrupted, and whether it was done cannot be told "
+	            "while the store cannot be read",
+	            branch);
+}
+
+/* When the records cannot be read it is left: what nobody names goes at the next opening. */
+void overlay_leave(struct worktrees *trees, uint64_t overlay, uint64_t successor)
+{
+	if (overlay && !is_named(trees, overlay, NULL))
+		overlay_discard(trees, overlay, successor);
 }
 
 /* -- roots -- */

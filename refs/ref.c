@@ -775,17 +775,34 @@ static int catch_up(struct object_store *store, struct ref *created, const struc
 	return 0;
 }
 
-/* The old name stays where the branch or the store's policy refuses: then the new one goes again.
+/* Nothing that was sent to delete it, and may still be on its way, can find it any more. */
+static int fence(struct object_store *store, struct ref *old, const struct ref_author *author)
+{
+	struct ref_contended contended = {0};
+	int rc = ref_claim(store, old, 1, author, &contended, NULL);
+
+	ref_release(&contended.now);
+	return rc;
+}
+
+/* The old name stays: then the new one goes again, once nothing can take the old one as well.
  * Deleted by somebody else is fine. */
-static int rename_end(struct object_store *store, const struct ref *created,
-                      const struct ref_author *author, int error)
+static int rename_end(struct object_store *store, struct ref *old, const struct ref *created,
+                      const struct ref_author *author, int error, struct message *message)
 {
 	struct ref next = {0};
 
-	if (error == -ERR_REFUSED)
-		(void)advance(store, created, &pointer_none, author, &next, NULL);
+	if (error == 0 || error == -ERR_NOT_FOUND)
+		return 0;
+	int rc = error == -ERR_REFUSED ? 0 : fence(store, old, author);
+	if (rc == 0)
+		rc = advance(store, created, &pointer_none, author, &next, NULL);
 	ref_release(&next);
-	return error == -ERR_NOT_FOUND ? 0 : error;
+	if (rc == 0 || !message)
+		return error;
+	const struct message said = *message;
+	return fail(message, error, "%s; %s '%s' has been made already and is left, delete either",
+	            said.text, ref_kind_word(created->kind), created->name);
 }
 
 int ref_rename(struct object_store *store, enum ref_kind kind, const char *from, const char *to,
@@ -811,11 +828,11 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 		rc = advance(store, &old, &pointer_none, author, &next, message);
 		ref_release(&next);
 		if (rc != -ERR_MOVED)
-			return rename_end(store, &created, author, rc);
+			return rename_end(store, &old, &created, author, rc, message);
 		/* What was known of it was out of date; it may just have been protected. */
 		rc = read_to_remove(store, kind, from, false, author, &next, message);
 		if (rc < 0)
-			return rename_end(store, &created, author, rc);
+			return rename_end(store, &old, &created, author, rc, message);
 		ref_release(&old);
 		old = next;
 		rc = catch_up(store, &created, &old, author, message);

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/prctl.h>
@@ -493,6 +494,38 @@ static unsigned run_faulty(const struct scenario *scenario, struct world *world,
 	return step;
 }
 
+/* A renaming that could neither be ended nor taken back says so, unless there is no memory to say
+ * anything: what it made can then be deleted, without force, and everything is as before. */
+static void take_back_renaming(struct world *world, const struct step *step,
+                               const struct fault_plan *plan)
+{
+	cJSON *reply = NULL;
+	bool silent = plan->lasting && plan->class == FAULT_ALLOCATE;
+	bool told = strstr(world->message.text, "has been made already and is left") != NULL;
+	if (!world->lake || step->run != step_command || !strstr(step->argument, "'rename'") ||
+	    !(told || silent))
+		return;
+	int result = command_in(world, "{'command':'branch','action':'delete','name':'renamed'}",
+	                        &reply);
+	if (result < 0 && (told || result != -ERR_NOT_FOUND))
+		broken("deleting what was left: %s", cJSON_Print(reply));
+	cJSON_Delete(reply);
+}
+
+/* One that was done, but not recorded here: deleting the old name takes nothing from the new one.
+ */
+static void delete_old_name(struct world *world)
+{
+	cJSON *reply = NULL;
+	if (!world->lake || !strstr(world->message.text, "could not be recorded here"))
+		return;
+	int result = command_in(
+	        world, "{'command':'branch','action':'delete','name':'main','force':true}", &reply);
+	if (result < 0 && result != -ERR_NOT_FOUND)
+		broken("deleting the old name: %s", cJSON_Print(reply));
+	cJSON_Delete(reply);
+}
+
 /* In a process of its own. */
 static int fault_run(const struct scenario *scenario, const struct fault_plan *plan)
 {
@@ -502,6 +535,10 @@ static int fault_run(const struct scenario *scenario, const struct fault_plan *p
 	unsigned before = descriptors();
 	strcpy(world.directory, lake_path);
 	unsigned step = run_faulty(scenario, &world, plan, &failed, &hit);
+	if (failed) {
+		take_back_renaming(&world, &scenario->steps[step], plan);
+		delete_old_name(&world);
+	}
 	if (world.lake) {
 		state_of(&world, state);
 		find_state(state, step, failed, "at once");
@@ -531,6 +568,22 @@ static int fault_run(const struct scenario *scenario, const struct fault_plan *p
 	return hit ? 0 : 77;
 }
 
+/* cmocka's handlers would have a child that crashes go on as the test, and take down the lake. */
+static const int crash_signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGSYS};
+static struct sigaction crash_actions[ARRAY_SIZE(crash_signals)];
+
+static void note_crash_actions(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(crash_signals); i++)
+		sigaction(crash_signals[i], NULL, &crash_actions[i]);
+}
+
+static void crash_as_process(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(crash_signals); i++)
+		sigaction(crash_signals[i], &crash_actions[i], NULL);
+}
+
 static struct {
 	unsigned runs, hits, broken;
 } total;
@@ -551,6 +604,7 @@ static bool one(const struct scenario *scenario, const struct fault_plan *plan)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (!getenv("FAULTS_LOG"))
 			dup2(open(log, O_WRONLY | O_CREAT | O_TRUNC, 0644), 2);
+		crash_as_process();
 		signal(SIGALRM, tell_hang);
 		alarm(RUN_SECONDS_MAX);
 		if (__sanitizer_set_death_callback)
@@ -646,6 +700,7 @@ static void prepare(const struct scenario *scenario)
 	pid_t child = fork();
 	if (child == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		crash_as_process();
 		strcpy(world.directory, lake_path);
 		if (scenario->prepare) {
 			scenario->prepare(&world);
@@ -747,6 +802,7 @@ int main(void)
 	struct CMUnitTest tests[ARRAY_SIZE(scenarios)];
 	const char *wanted = getenv("FAULTS_SCENARIO");
 	size_t count = 0;
+	note_crash_actions();
 	for (size_t i = 0; i < ARRAY_SIZE(scenarios); i++)
 		if (wanted ? strcmp(wanted, scenarios[i].name) == 0
 		           : is_quick(scenarios[i].name) || getenv("FAULTS"))

@@ -75,13 +75,14 @@ void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64
 
 /* -- staging files that no record names any more -- */
 
-/* Would it matter if `bytes` became free only later? */
-static bool room_is_short(struct worktrees *trees, uint64_t bytes)
+/* Would it matter if `bytes` in `files` became free only later? */
+static bool room_is_short(struct worktrees *trees, uint64_t bytes, uint64_t files)
 {
 	struct statvfs room;
 	if (fstatvfs(trees->staging_fd, &room) != 0)
 		return true;
-	return bytes > (uint64_t)room.f_bavail * room.f_frsize / 2;
+	return bytes > (uint64_t)room.f_bavail * room.f_frsize / 2 ||
+	       (room.f_files != 0 && files > (uint64_t)room.f_favail / 2);
 }
 
 /* Unlink at most `limit` of them. */
@@ -122,15 +123,21 @@ void staging_remove(struct worktrees *trees, uint64_t staging)
 	if (trees->removed.failed != 0) /* no memory: it goes at the next opening */
 		trees->removed.failed = 0;
 	uint64_t bytes = trees->removed_bytes += (uint64_t)status.st_blocks * 512;
+	uint64_t files = trees->removed.length / sizeof(uint64_t);
 	if (first) {
 		trees->removed_due_ms = clock_monotonic_ms() + REMOVE_DELAY_MS;
 		pthread_cond_signal(&trees->cleaner_wake);
 	}
 	pthread_mutex_unlock(&trees->cleaner_lock);
-	if (room_is_short(trees, bytes)) {
+	if (room_is_short(trees, bytes, files)) {
 		loop_about_to_block();
 		unlink_removed(trees, SIZE_MAX);
 	}
+}
+
+void staging_remove_now(struct worktrees *trees)
+{
+	unlink_removed(trees, SIZE_MAX);
 }
 
 /* Under cleaner_lock. */

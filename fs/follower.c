@@ -228,6 +228,8 @@ static void *follower_run(void *context)
 	odb_look_ahead(follower->trees->odb);
 	while (wait_for_next(follower)) {
 		struct message message = {{0}};
+		/* What was closed and perhaps mapped: a deleted file's room comes back then. */
+		worktrees_settle_writers(follower->trees);
 		if (!follower->away_pause_ms)
 			odb_look_ahead(follower->trees->odb);
 		if (round_run(follower, &message) == -ERR_STORE_AWAY)

@@ -38,6 +38,7 @@
 #define POLL_MS_MIN 5
 #define POLL_MS_MAX 100
 #define ADOPT_NOW_FILES 64 /* the rest when the commit has returned */
+#define ROOM_WAIT_MS 250
 #define UNINTEND_TRIES_MAX 20
 #define UNINTEND_PAUSE_MS 50
 
@@ -710,8 +711,8 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 		overlay_discard(committing->trees, overlay, committing->left);
 }
 
-int worktree_commit(struct worktree *worktree, const struct commit_options *options,
-                    struct commit_result *ret_result, struct message *message)
+static int commit_given_room(struct worktree *worktree, const struct commit_options *options,
+                             struct commit_result *ret_result, struct message *message)
 {
 	struct message said = {{0}}; /* an attempt that lost a race says so, too */
 	CLEANUP(committing_release)
@@ -744,4 +745,21 @@ int worktree_commit(struct worktree *worktree, const struct commit_options *opti
 	else if (message)
 		*message = said;
 	return worktree_refused(worktree, error);
+}
+
+int worktree_commit(struct worktree *worktree, const struct commit_options *options,
+                    struct commit_result *ret_result, struct message *message)
+{
+	struct message said = {{0}};
+	int error = commit_given_room(worktree, options, ret_result, &said);
+	if (error == -ERR_NO_SPACE) {
+		/* Who has just deleted files to make room: the kernel tells us of the last use of a
+		 * file a little later, and only then it goes. */
+		usleep(ROOM_WAIT_MS * 1000);
+		staging_remove_now(worktree->trees);
+		error = commit_given_room(worktree, options, ret_result, &said);
+	}
+	if (error && message)
+		*message = said;
+	return error;
 }

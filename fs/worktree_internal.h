@@ -272,6 +272,7 @@ void cleaner_release(struct worktrees *trees);
  * back a moment later, except when that is half as much as there is: then this waits for the disk.
  */
 void staging_remove(struct worktrees *trees, uint64_t staging);
+void staging_remove_now(struct worktrees *trees); /* all that wait for it */
 
 /* -- records of an overlay -- */
 void overlay_put_inode(struct state_batch *batch, uint64_t overlay, const struct inode *inode);

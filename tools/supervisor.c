@@ -178,6 +178,7 @@ static int serve(struct supervisor *self)
 	release(self); /* the mapping is not inherited, only what describes it */
 	free(self);
 	prctl(PR_SET_NAME, "laked");
+	prctl(PR_SET_DUMPABLE, 1);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	if (keep_open(keep_fd, &heritage.keep) < 0)
 		return SERVE_LATER;
@@ -432,10 +433,12 @@ int supervise(const struct supervision *supervision)
 		if (self->server == 0)
 			return serve(self);
 		prctl(PR_SET_NAME, "laked-keep");
+		prctl(PR_SET_DUMPABLE, 0); /* the environment may hold credentials */
 		close_descriptor(&starter);
 		await_death(self);
 		again = decide(self, &code);
 	}
+	prctl(PR_SET_DUMPABLE, 1); /* a leak checker looks into the process at its end */
 	release(self);
 	free(self);
 	return code;

@@ -14,6 +14,7 @@ import os
 import pathlib
 import random
 import struct
+import signal
 import subprocess
 import sys
 import time
@@ -319,7 +320,7 @@ def fetching():
 
 def bad_disk(name, spoil, errnos):
     """The disk below turns against us while the lake is mounted."""
-    with SmallDisk("ext4") as lake:
+    with SmallDisk("ext4", options=("--no-supervisor",)) as lake:
         main = lake / "main"
         ledger = base_of(lake)
         daemon = lake.pid()
@@ -334,7 +335,7 @@ def bad_disk(name, spoil, errnos):
             failure = refused(lake, "commit", "main", "-m", "bad disk")
             assert str(failure).strip(), failure
         with tests.case(f"{name}: with the disk back everything is there"):
-            os.kill(daemon, 9)
+            os.kill(daemon, signal.SIGKILL)
             while os.path.exists(f"/proc/{daemon}/fd/0") or lake.threads(daemon) > 1:
                 time.sleep(0.01)
             subprocess.run(["umount", "-l", lake.mountpoint], capture_output=True, check=False)

@@ -69,7 +69,7 @@ def fill(lake, files):
 def join(proxy, url, files):
     """What joining costs, then a listing and one file."""
     cost = {}
-    lake = S3Lake(url, clone=True, mount=False, refresh_ms=-1)  # following would add requests
+    lake = S3Lake(url, clone=True, mount=False, refresh_ms=0)  # following would add requests
     with Counted(proxy) as cost["clone"]:
         lake.__enter__()
     try:

@@ -766,7 +766,10 @@ def survival(lake, here):
     with tests.case("unlinked open files leave no staging file behind"):
         def staged():
             return sum(len(files) for _, _, files in os.walk(lake.directory / "staging"))
-        before = staged()
+        before, counted = -1, staged()
+        while counted != before:  # what was deleted before goes a moment later
+            time.sleep(0.6)
+            before, counted = counted, staged()
         with open(here / "temporary", "w+b") as file:
             os.unlink(here / "temporary")
             file.write(b"x" * 100_000)

@@ -372,7 +372,7 @@ on_locks() {
 	cat count
 }
 on_races() {
-	seq 200 | xargs -P 8 -n 1 sh -c 'mkdir -p "d/$(($0 % 7))/e/$(($0 % 3))" || echo failed; : >"d/$(($0 % 7))/e/$0"'
+	seq 200 | xargs -P 8 -n 1 sh -c 'mkdir -p "d/$(($0 % 7))/e/$(($0 % 3))" || echo failed; : >"d/$(($0 % 7))/e/f$0"'
 	find d -type f | wc -l && find d -type d | wc -l
 	find d -type f | sort | head -100 | xargs -P 8 -n 5 rm -f
 	(rm -rf d & rm -rf d & rm -rf d & wait) 2>/dev/null

@@ -12,14 +12,18 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "store/base.h"
 
+/* Somebody may open the file in the very moment that the lease is held: then its owner gets a
+ * signal. By default that is SIGIO, which ends a process; SIGURG does nothing. */
 static bool lease_given(int fd, int kind)
 {
+	fcntl(fd, F_SETSIG, SIGURG);
 	if (fcntl(fd, F_SETLEASE, kind) < 0)
 		return false;
 	fcntl(fd, F_SETLEASE, F_UNLCK);

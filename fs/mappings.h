@@ -6,9 +6,7 @@
  * mapping lives, without a word to us. A file in that state is as good as open for writing: were it
  * committed, its staging file would become a cached copy whose bytes still change.
  *
- * Holds nothing. Any thread; looks at this host's processes, never waits for the store. The process
- * must ignore SIGIO: it is what a lease's owner gets when somebody opens the file in the very
- * moment that we look.
+ * Holds nothing. Any thread; looks at this host's processes, never waits for the store.
  */
 #ifndef FS_MAPPINGS_H
 #define FS_MAPPINGS_H

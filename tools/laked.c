@@ -289,7 +289,6 @@ int main(int argc, char **argv)
 	if (code >= 0)
 		return code;
 	signal(SIGPIPE, SIG_IGN);
-	signal(SIGIO, SIG_IGN); /* fs/mappings.h */
 	umask(0022);
 	if (!options.supervised)
 		return serve(&options, &alone);

@@ -333,12 +333,18 @@ static int moved_when(struct worktrees *trees, const char *branch, int64_t *ret_
 	return error;
 }
 
+/* It is known that the old name is still the branch's; the new one may be another branch's. */
+static bool surely_not_renamed(int error)
+{
+	return error == -ERR_EXISTS || error == -ERR_NOT_FOUND || error == -ERR_MOVED ||
+	       error == -ERR_REFUSED;
+}
+
 /* The ref's renaming failed with `error`. 0: but it was done. */
 static int check_renamed(struct worktree *worktree, const char *to, int error)
 {
 	int64_t ms;
-	if (error == -ERR_EXISTS || error == -ERR_NOT_FOUND || error == -ERR_MOVED ||
-	    error == -ERR_REFUSED)
+	if (surely_not_renamed(error))
 		return error;
 	bool done = moved_when(worktree->trees, worktree_branch(worktree), &ms) == -ERR_NOT_FOUND &&
 	            moved_when(worktree->trees, to, &ms) == 0;
@@ -355,6 +361,7 @@ static int rename_locked(struct worktree *worktree, const char *to, const struct
 	const char *from = worktree_branch(worktree);
 	struct worktree_view view;
 	struct message said = {{0}};
+	const struct branch_record none = {0};
 	int error = 0;
 	worktree_view(worktree, &view);
 	if (view.overlay)
@@ -362,6 +369,9 @@ static int rename_locked(struct worktree *worktree, const char *to, const struct
 	if (!error) {
 		error = ref_rename(odb_store(trees->odb), REF_BRANCH, from, to, author, message);
 		error = error ? check_renamed(worktree, to, error) : 0;
+		if (surely_not_renamed(error) && view.overlay &&
+		    put_branch(trees, to, &none, NULL) == 0)
+			trees->renames_open = false;
 		if (!error) {
 			error = worktree_rekey(worktree, to, &said);
 			if (error) { /* whoever asks for the new name finds its record */

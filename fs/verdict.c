@@ -11,6 +11,7 @@
 #include "fs/json.h"
 #include "refs/history.h"
 
+#define LINE_SHOWN_MAX 512
 #define AUDITS_PREFIX "audits/"
 #define LOG_PREFIX "log/"
 #define VERSION 2
@@ -373,10 +374,13 @@ int verdict_fail(const struct verdict *verdict, int error, struct message *messa
 	if (bad > 1)
 		snprintf(more, sizeof more, ", and %zu more did not pass", bad - 1);
 	int line = (int)strcspn(first->output, "\n");
-	return fail(
-	        message, error, "audit '%.64s' %s (%s)%s%.*s%s; '%.128s' did not move", first->name,
-	        first->verdict == VERDICT_FAILED ? "failed" : "could not be completed", end,
-	        line ? ": " : "", line > 512 ? 512 : line, first->output, more, verdict->target);
+	if (line > LINE_SHOWN_MAX) /* not within a character */
+		for (line = LINE_SHOWN_MAX; line && (first->output[line] & 0xc0) == 0x80;)
+			line--;
+	return fail(message, error, "audit '%.64s' %s (%s)%s%.*s%s; '%.128s' did not move",
+	            first->name,
+	            first->verdict == VERDICT_FAILED ? "failed" : "could not be completed", end,
+	            line ? ": " : "", line, first->output, more, verdict->target);
 }
 
 /* -- the store -- */

@@ -743,10 +743,13 @@ static int await(struct blob *blob, struct batch *batch, uint64_t start, uint64_
 		add_all(pool, plans);
 		if (job) {
 			bool own = job->owner == &waiter;
+			struct message why; /* others may tell `message`, under the lock */
 			pthread_mutex_unlock(&blob->lock);
-			int failed = job_run(job, own ? message : NULL);
+			int failed = job_run(job, own ? &why : NULL);
 			pthread_mutex_lock(&blob->lock);
 			error = own ? failed : 0;
+			if (error && message)
+				*message = why;
 		} else if (is_spoken_for(blob, start, end)) {
 			pthread_cond_wait(&blob->changed, &blob->lock);
 		} else {

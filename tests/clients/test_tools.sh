@@ -115,7 +115,7 @@ on_cp() {
 	cp --sparse=always "$REV/sparse" from-revision
 	cp -a --sparse=always "$REV" revision
 	cp -al copy links && stat -c %h links/big links/sparse copy/zero
-	cp -as "$PWD/copy" symbolic
+	cp -Rs --preserve=mode,timestamps "$PWD/copy" symbolic # of hard links the first one found would count
 	cp -ru copy links
 	cp -r --parents copy/deep/er/est sub 2>&1
 	mkdir sub && cp -r --parents copy/deep/er/est sub

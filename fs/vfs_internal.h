@@ -105,11 +105,12 @@ struct open_state {
 	bool busy; /* one thread is at work on it, and may wait for the disk or the store */
 	_Atomic(bool) privileged; /* had set-id bits when last looked at: writes must clear them */
 	uint32_t handles;
-	int backing;            /* > 0: all handles are passed through */
-	struct file_data *data; /* NULL in a handle's hands: a predecessor's, lost */
-	struct kept_open *kept; /* may be NULL */
-	uint64_t staging;       /* what `data` was opened on; 0: committed content */
-	struct inode inode;     /* as of the last open: what a detached node still shows */
+	int backing;             /* > 0: all handles are passed through */
+	struct file_data *data;  /* NULL in a handle's hands: a predecessor's, lost */
+	struct kept_open *kept;  /* may be NULL */
+	uint64_t staging;        /* what `data` was opened on; 0: committed content */
+	_Atomic(bool) copied_up; /* ... by an open, and the record may not be durable yet */
+	struct inode inode;      /* as of the last open: what a detached node still shows */
 };
 /* Exclusive use of the node's open state, across I/O. Makes it when missing. */
 int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state);

@@ -252,13 +252,19 @@ static int shared_write_state(struct vfs *vfs, struct node *node, struct open_st
 static int alone_write_state(struct vfs *vfs, struct node *node, struct open_state *state,
                              uint64_t number, bool truncate, struct message *message)
 {
+	CLEANUP(inode_release) struct inode before = {0};
 	CLEANUP(inode_release) struct inode inode = {0};
 	struct file_data *data;
-	int result = worktree_writable(node->scope->worktree, number, truncate, &inode, message);
+	int result = worktree_inode(node->scope->worktree, number, &before);
+	if (result >= 0)
+		result =
+		        worktree_writable(node->scope->worktree, number, truncate, &inode, message);
 	if (result >= 0)
 		result = data_open(vfs, &inode, &data, message);
-	if (result >= 0)
+	if (result >= 0) {
 		state_fill(vfs, node, state, data, &inode);
+		state->copied_up = before.staging == 0;
+	}
 	return result;
 }
 
@@ -407,12 +413,15 @@ static int open_node(struct vfs *vfs, struct vfs_file *file, int flags,
 
 /*
  * Writes that are passed through never come by here. With O_SYNC or O_DSYNC the kernel makes their
- * bytes durable; the record that says whose bytes they are has to be before.
+ * bytes durable; the record that says whose bytes they are has to be before. So it does with
+ * msync(2), of whose coming only O_RDWR tells, and there what was committed would come back.
  */
-static int sync_for_writes(struct vfs *vfs, int flags)
+static int sync_for_writes(struct vfs *vfs, const struct vfs_file *file, int flags)
 {
 	bool writes = (flags & O_ACCMODE) != O_RDONLY;
-	return writes && flags & O_DSYNC ? vfs_sync_names(vfs) : 0;
+	bool maps = (flags & O_ACCMODE) == O_RDWR && file->state && file->state->backing > 0 &&
+	            atomic_exchange(&file->state->copied_up, false);
+	return maps || (writes && flags & O_DSYNC) ? vfs_sync_names(vfs) : 0;
 }
 
 int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *caller,
@@ -429,7 +438,7 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 		node_put(vfs, node);
 		return result;
 	}
-	result = sync_for_writes(vfs, flags);
+	result = sync_for_writes(vfs, file, flags);
 	if (result < 0)
 		vfs_release(vfs, file);
 	return result;
@@ -606,7 +615,7 @@ static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode
 {
 	struct open_state *state;
 	struct vfs_file *file = file_new(vfs, node, flags, caller);
-	int result = file ? sync_for_writes(vfs, flags) : -ERR_NO_MEMORY;
+	int result = file ? sync_for_writes(vfs, file, flags) : -ERR_NO_MEMORY;
 	if (result >= 0)
 		result = open_begin(vfs, node, &state);
 	if (result < 0) {

@@ -250,6 +250,9 @@ int command_publish(struct command *command)
 		error = argument_string(command, "source", &source);
 	if (error < 0)
 		return error;
+	if (!revision && !source)
+		return fail(command->message, -ERR_INVALID,
+		            "name the branch to publish, or a commit to take back with --revert");
 	if (revision && source)
 		return fail(command->message, -ERR_INVALID,
 		            "SOURCE and --revert do not go together: one brings a branch in, the "

@@ -187,7 +187,7 @@ const struct subcommand subcommands[] = {
                       "source: or target: wins at PATH"}}},
         {.name = "audit",
          .action = "list",
-         .usage = "[list] [BRANCH]",
+         .usage = "list [BRANCH]",
          .summary = "which audits a branch has",
          .words = {{"branch", WORD_REVISION}}},
         {.name = "audit",

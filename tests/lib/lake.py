@@ -121,6 +121,21 @@ class Lake:
         return self.mountpoint / path
 
 
+class Clone(Lake):
+    """Another host's: it shares the store of `other`, a lake with an embedded one, and has nothing of it here."""
+
+    def __init__(self, other, *options):
+        super().__init__(*options)
+        self.other = other
+
+    def __enter__(self):
+        self.mountpoint.mkdir()
+        subprocess.run([BIN / "lakectl", "-q", "clone", f"file://{self.other.directory}/store", self.directory],
+                       check=True, stdout=subprocess.DEVNULL)
+        self.mount()
+        return self
+
+
 def refused(lake, *arguments):
     """What lakectl says, which must fail."""
     try:

@@ -15,27 +15,12 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, Lake, Tests  # noqa: E402
+from lake import BIN, Clone, Lake, Tests  # noqa: E402
 
 SMALL, LARGE = 12, 4  # small files are fetched when they are opened, large ones when they are read
 LIMIT_S = 2  # far above a busy machine's noise, far below any time-out of the store
 STUCK_S = 20
 tests = Tests()
-
-
-class Clone(Lake):
-    """A lake that shares another one's store and has nothing of it here."""
-
-    def __init__(self, other, *options):
-        super().__init__(*options)
-        self.other = other
-
-    def __enter__(self):
-        self.mountpoint.mkdir()
-        subprocess.run([BIN / "lakectl", "-q", "clone", f"file://{self.other.directory}/store", self.directory],
-                       check=True, stdout=subprocess.DEVNULL)
-        self.mount()
-        return self
 
 
 class Blocked:

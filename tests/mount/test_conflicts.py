@@ -6,24 +6,9 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from lake import BIN, Lake, Tests, refused
+from lake import BIN, Clone, Lake, Tests, refused
 
 tests = Tests()
-
-
-class Clone(Lake):
-    """Another host's lake over the same store."""
-
-    def __init__(self, other):
-        super().__init__()
-        self.other = other
-
-    def __enter__(self):
-        self.mountpoint.mkdir()
-        subprocess.run([BIN / "lakectl", "-q", "clone", f"file://{self.other.directory}/store", self.directory],
-                       check=True, stdout=subprocess.DEVNULL)
-        self.mount()
-        return self
 
 
 def commit(lake, *branches):

@@ -11,7 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, Lake, Tests, refused, until  # noqa: E402
+from lake import BIN, Clone, Lake, Tests, refused, until  # noqa: E402
 
 tests = Tests()
 REFUSED = 4
@@ -24,20 +24,6 @@ def fails(wanted, function, *arguments, **keywords):
         assert problem.errno == wanted, f"{problem}, wanted {errno.errorcode[wanted]}"
         return
     raise AssertionError(f"succeeded, wanted {errno.errorcode[wanted]}")
-
-
-class Clone(Lake):
-    """Another host: a directory of its own over the same store."""
-
-    def __init__(self, origin, *options):
-        super().__init__(*options)
-        self.origin = origin
-
-    def __enter__(self):
-        self.mountpoint.mkdir()
-        self.ctl("clone", f"file://{self.origin.directory}/store")
-        self.mount()
-        return self
 
 
 def head(lake, branch="main"):

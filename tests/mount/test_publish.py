@@ -12,24 +12,9 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, Lake, Tests, refused, until  # noqa: E402
+from lake import BIN, Clone, Lake, Tests, refused, until  # noqa: E402
 
 tests = Tests()
-
-
-class Clone(Lake):
-    """Another host's lake over the same store."""
-
-    def __init__(self, other):
-        super().__init__()
-        self.other = other
-
-    def __enter__(self):
-        self.mountpoint.mkdir()
-        subprocess.run([BIN / "lakectl", "-q", "clone", f"file://{self.other.directory}/store", self.directory],
-                       check=True, stdout=subprocess.DEVNULL)
-        self.mount()
-        return self
 
 
 class Branches:

@@ -370,21 +370,34 @@ static bool node_is_lost(struct vfs *vfs, const struct node *node)
 	return lost;
 }
 
-int node_inode(struct vfs *vfs, struct node *node, struct inode *ret_inode, struct message *message)
+/* What is known of a node to which no path leads, if it is such a node. `walked`: in vain. */
+static bool node_off_paths(struct vfs *vfs, struct node *node, bool walked, struct inode *ret_inode,
+                           int *ret_result)
 {
 	nodes_lock(vfs->nodes);
 	bool orphan = node->orphan != NULL, detached = node->flags & NODE_DETACHED;
-	int result = orphan ? inode_copy(node->orphan, ret_inode) : 0;
+	if (orphan)
+		*ret_result = inode_copy(node->orphan, ret_inode);
 	nodes_unlock(vfs->nodes);
 	if (orphan)
-		return result;
-	if (detached)
-		return open_frozen(vfs, node, ret_inode, NULL);
+		return true;
+	if (!detached && (!walked || !node_is_lost(vfs, node)))
+		return false;
+	*ret_result = open_frozen(vfs, node, ret_inode, NULL);
+	return true;
+}
+
+int node_inode(struct vfs *vfs, struct node *node, struct inode *ret_inode, struct message *message)
+{
+	int result = -ERR_STALE;
 	for (int i = 0; i < VFS_TRIES; i++) {
 		struct binding binding;
+		int off;
+		if (node_off_paths(vfs, node, false, ret_inode, &off))
+			return off;
 		result = node_bind(vfs, node, false, &binding, message);
-		if (result == -ERR_STALE && node_is_lost(vfs, node))
-			return open_frozen(vfs, node, ret_inode, NULL);
+		if (result == -ERR_STALE && node_off_paths(vfs, node, true, ret_inode, &off))
+			return off; /* that very call, or another's, took it from its path */
 		if (result < 0)
 			return result;
 		if (binding.directory.number) {

@@ -6,6 +6,8 @@
 
 #include <pthread.h>
 
+#include <uthash.h>
+
 #include "fs/nodes.h"
 #include "fs/vfs.h"
 
@@ -34,7 +36,7 @@ struct vfs {
 	/* Released, but perhaps still mapped for writing; looked at when somebody asks who writes,
 	 * and when there are lingering_max. files_lock. */
 	struct vfs_file *lingering;
-	uint64_t lingering_count, lingering_max;
+	uint64_t lingering_max;
 	_Atomic(uint64_t) file_count, passthrough_opens, daemon_opens, stale, moves;
 	uid_t uid; /* who owns the root and the reports */
 	gid_t gid;
@@ -112,6 +114,23 @@ struct open_state {
 	_Atomic(bool) copied_up; /* ... by an open, and the record may not be durable yet */
 	struct inode inode;      /* as of the last open: what a detached node still shows */
 };
+/* A handle. */
+struct vfs_file {
+	uint64_t handle;
+	UT_hash_handle hh;        /* vfs->files, by handle; then vfs->lingering, by `is` */
+	struct kept_file *kept;   /* there once it is in vfs->files; NULL without a keep */
+	struct node *node;        /* pinned */
+	struct open_state *state; /* the node's, while this handle counts in it; NULL: a report */
+	bool writes;
+	pid_t pid;
+	struct {
+		uint64_t number;  /* counted in worktree_writer; 0: not */
+		uint64_t staging; /* released, but perhaps mapped: of this staging file */
+	} is;
+	uint64_t shown;        /* st_ino of what is perhaps mapped */
+	struct buffer text;    /* of a report */
+	struct vfs_file *next; /* while they are sorted out */
+};
 /* Exclusive use of the node's open state, across I/O. Makes it when missing. */
 int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state);
 void open_end(struct vfs *vfs, struct node *node);
@@ -120,11 +139,9 @@ int open_frozen(struct vfs *vfs, struct node *node, struct inode *ret_inode, str
 /* Truncate by node. */
 int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uint64_t size,
                   struct message *message);
-int open_writers(struct vfs *vfs, const char *branch,
-                 int (*callback)(void *argument, const char *branch, const char *path, int pid),
-                 void *argument);
-/* Drop released handles through which nothing is mapped any more. */
-void open_settle(struct vfs *vfs);
+bool open_is_open(struct vfs *vfs, struct node *node);
+/* Frees a released handle, which no longer counts as a writer. */
+void file_drop(struct vfs *vfs, struct vfs_file *file);
 /* At the end: the kernel has let go, or was cut off. */
 void open_let_go(struct vfs *vfs);
 void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode);
@@ -136,6 +153,19 @@ int file_restore(struct vfs *vfs, void *kept);
 void open_unshared(struct vfs *vfs, const struct kept_open *kept);
 /* Open for this request, by a predecessor. */
 void open_forget_request(struct vfs *vfs, uint64_t request);
+
+/* -- vfs_writers.c -- */
+int open_writers(struct vfs *vfs, const char *branch,
+                 int (*callback)(void *argument, const char *branch, const char *path, int pid),
+                 void *argument);
+/* Drop released handles through which nothing is mapped any more. */
+void open_settle(struct vfs *vfs);
+/* Whether something may be mapped through the handle that is being released. Exclusive use of its
+ * state. */
+bool handle_may_be_mapped(const struct open_state *state);
+/* Takes over a released handle, with its `staging` and `shown`. */
+void file_linger(struct vfs *vfs, struct vfs_file *file);
+void lingering_drop(struct vfs *vfs);
 
 /* -- vfs_change.c -- */
 /* The table's side of what a predecessor may have done to names alone. Nobody else is inside. */

@@ -11,7 +11,6 @@
  * for the disk and the store meanwhile; the stripe's lock only guards that right itself.
  */
 #include "fs/fuse_loop.h"
-#include "fs/mappings.h"
 #include "fs/vfs_internal.h"
 
 #include <errno.h>
@@ -29,22 +28,6 @@ struct kept_open {
 	int32_t backing;
 	bool privileged;
 	struct kept_inode inode;
-};
-
-#define LINGERING_MIN 64 /* handles that linger before they are looked at unasked */
-
-struct vfs_file {
-	uint64_t handle;
-	UT_hash_handle hh;        /* vfs->files */
-	struct kept_file *kept;   /* there once it is in vfs->files; NULL without a keep */
-	struct node *node;        /* pinned */
-	struct open_state *state; /* the node's, while this handle counts in it; NULL: a report */
-	bool writes;
-	uint64_t number;         /* counted in worktree_writer; 0: not */
-	uint64_t staging, shown; /* released, but perhaps mapped: of this staging file and st_ino */
-	pid_t pid;
-	struct buffer text;    /* of a report */
-	struct vfs_file *next; /* of those that linger */
 };
 
 static struct open_stripe *stripe_of(struct vfs *vfs, const struct node *node)
@@ -138,6 +121,15 @@ void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode)
 	if (node->open && node->open->kept)
 		node->open->kept->privileged = node->open->privileged;
 	pthread_mutex_unlock(&stripe->lock);
+}
+
+bool open_is_open(struct vfs *vfs, struct node *node)
+{
+	struct open_stripe *stripe = stripe_of(vfs, node);
+	pthread_mutex_lock(&stripe->lock);
+	bool open = node->open;
+	pthread_mutex_unlock(&stripe->lock);
+	return open;
 }
 
 /* -- what a node is open on -- */
@@ -243,6 +235,14 @@ static int shared_write_state(struct vfs *vfs, struct node *node, struct open_st
 	if (result < 0)
 		return result;
 	if (!state->staging || state->staging != inode.staging) {
+		/* Copied up before the name leads to a node of its own: whoever opens that first,
+		 * and be it for reading, finds what can be written to. The kernel tries but once
+		 * more. */
+		CLEANUP(inode_release) struct inode ignored = {0};
+		result = worktree_writable(node->scope->worktree, number, truncate, &ignored,
+		                           message);
+		if (result < 0)
+			return result;
 		node_detach(vfs, node);
 		return -ERR_STALE;
 	}
@@ -336,7 +336,7 @@ static void file_enlist(struct vfs *vfs, struct vfs_file *file)
 	if (file->kept) {
 		*file->kept = (struct kept_file){.handle = file->handle,
 		                                 .node = file->node->id,
-		                                 .number = file->number,
+		                                 .number = file->is.number,
 		                                 .request = request_current(),
 		                                 .pid = file->pid,
 		                                 .writes = file->writes};
@@ -398,7 +398,7 @@ static int open_node(struct vfs *vfs, struct vfs_file *file, int flags,
 	if (result < 0)
 		return result;
 	if (file->writes || truncate)
-		result = write_state(vfs, node, state, truncate, &file->number, message);
+		result = write_state(vfs, node, state, truncate, &file->is.number, message);
 	else
 		result = read_state(vfs, node, state, message);
 	bool drop = result >= 0 && truncate && state->privileged && caller->uid != 0;
@@ -444,10 +444,10 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 	return result;
 }
 
-static void file_drop(struct vfs *vfs, struct vfs_file *file)
+void file_drop(struct vfs *vfs, struct vfs_file *file)
 {
-	if (file->number)
-		worktree_writer(vfs->lake->worktrees, file->number, -1);
+	if (file->is.number)
+		worktree_writer(vfs->lake->worktrees, file->is.number, -1);
 	node_put(vfs, file->node);
 	file_free(vfs, file);
 }
@@ -466,61 +466,6 @@ struct vfs_file *vfs_file_find(struct vfs *vfs, uint64_t handle)
 	return file;
 }
 
-/* A handle lives on as long as mappings that were made through it, and counts as open for writing.
- */
-static void file_linger(struct vfs *vfs, struct vfs_file *file)
-{
-	pthread_mutex_lock(&vfs->files_lock);
-	file->next = vfs->lingering;
-	vfs->lingering = file;
-	bool settle = ++vfs->lingering_count >= vfs->lingering_max;
-	pthread_mutex_unlock(&vfs->files_lock);
-	if (settle)
-		open_settle(vfs);
-}
-
-static bool still_mapped(struct vfs *vfs, struct vfs_file *file)
-{
-	struct open_stripe *stripe = stripe_of(vfs, file->node);
-	CLEANUP(close_descriptor) int fd = -1;
-	if (worktree_open_staging(vfs->lake->worktrees, file->staging, &fd) < 0)
-		return false; /* the file is gone, whoever maps it */
-	pthread_mutex_lock(&stripe->lock);
-	bool ours = file->node->open;
-	pthread_mutex_unlock(&stripe->lock);
-	return mappings_exist(fd, file->shown, ours);
-}
-
-void open_settle(struct vfs *vfs)
-{
-	struct vfs_file *kept = NULL, *last = NULL, *next;
-	uint64_t count = 0;
-	pthread_mutex_lock(&vfs->files_lock);
-	struct vfs_file *file = steal(&vfs->lingering);
-	vfs->lingering_count = 0;
-	pthread_mutex_unlock(&vfs->files_lock);
-	for (; file; file = next) {
-		next = file->next;
-		if (!still_mapped(vfs, file)) {
-			file_drop(vfs, file);
-			continue;
-		}
-		file->next = kept;
-		kept = file;
-		if (!last)
-			last = file;
-		count++;
-	}
-	pthread_mutex_lock(&vfs->files_lock);
-	if (last) {
-		last->next = vfs->lingering;
-		vfs->lingering = kept;
-	}
-	vfs->lingering_count += count;
-	vfs->lingering_max = vfs->lingering_count * 2 + LINGERING_MIN;
-	pthread_mutex_unlock(&vfs->files_lock);
-}
-
 void vfs_release(struct vfs *vfs, struct vfs_file *file)
 {
 	struct open_state *state;
@@ -531,16 +476,16 @@ void vfs_release(struct vfs *vfs, struct vfs_file *file)
 	vfs->file_count--;
 	pthread_mutex_unlock(&vfs->files_lock);
 	if (file->state && open_begin(vfs, file->node, &state) == 0) {
-		if (file->number && state->backing > 0 && state->data &&
-		    mappings_possible(file_data_local(state->data))) {
-			file->staging = state->staging;
+		if (file->is.number && state->backing > 0 && state->data &&
+		    handle_may_be_mapped(state)) {
+			file->is.staging = state->staging;
 			file->shown = state->inode.shown;
 		}
 		state->handles--;
 		open_end(vfs, file->node);
 		file->state = NULL;
 	}
-	if (file->staging)
+	if (file->is.staging)
 		file_linger(vfs, file);
 	else
 		file_drop(vfs, file);
@@ -550,11 +495,7 @@ void open_let_go(struct vfs *vfs)
 {
 	while (vfs->files)
 		vfs_release(vfs, vfs->files);
-	while (vfs->lingering) {
-		struct vfs_file *file = vfs->lingering;
-		vfs->lingering = file->next;
-		file_drop(vfs, file);
-	}
+	lingering_drop(vfs);
 }
 
 /* -- create -- */
@@ -623,7 +564,7 @@ static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode
 		file_free(vfs, file);
 		return result;
 	}
-	file->number = inode->number;
+	file->is.number = inode->number;
 	nodes_lock(vfs->nodes);
 	nodes_pin(node);
 	nodes_unlock(vfs->nodes);
@@ -794,10 +735,9 @@ bool vfs_file_writes(const struct vfs_file *file)
 static int truncate_locked(struct vfs *vfs, struct node *node, struct open_state *state,
                            uint64_t size, struct message *message)
 {
-	if (node_detached(vfs, node)) {
-		if (!state->handles || !state->staging)
-			return -ERR_STALE;
-		return state_truncate(state, size, message);
+	if (node_detached(vfs, node)) { /* perhaps removed since its path was looked up */
+		int result = orphan_write_state(vfs, node, state, false, message);
+		return result < 0 ? result : state_truncate(state, size, message);
 	}
 	int result = gate_enter(node);
 	if (result < 0)
@@ -833,50 +773,10 @@ int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uin
 	return result;
 }
 
-/* -- who writes: for commit's waiting and `lakectl status` -- */
-
-struct writer {
-	uint64_t node;
-	pid_t pid;
-};
-
-int open_writers(struct vfs *vfs, const char *branch,
-                 int (*callback)(void *argument, const char *branch, const char *path, int pid),
-                 void *argument)
-{
-	CLEANUP(buffer_release) struct buffer writers = {0};
-	open_settle(vfs);
-	pthread_mutex_lock(&vfs->files_lock);
-	for (struct vfs_file *file = vfs->files; file; file = file->hh.next)
-		if (vfs_file_writes(file))
-			buffer_append(&writers, &(struct writer){file->node->id, file->pid},
-			              sizeof(struct writer));
-	for (struct vfs_file *file = vfs->lingering; file; file = file->next)
-		buffer_append(&writers, &(struct writer){file->node->id, file->pid},
-		              sizeof(struct writer));
-	pthread_mutex_unlock(&vfs->files_lock);
-	int result = buffer_check(&writers);
-	CLEANUP(free_pointer) char *path = malloc(PATH_BYTES_MAX);
-	if (result < 0 || !path)
-		return -ERR_NO_MEMORY;
-	for (size_t at = 0; at < writers.length && result == 0; at += sizeof(struct writer)) {
-		struct writer writer;
-		memcpy(&writer, writers.data + at, sizeof(writer));
-		vfs_path(vfs, writer.node, path, PATH_BYTES_MAX);
-		char *slash = strchr(path, '/');
-		if (!slash)
-			continue;
-		*slash = '\0';
-		if (!branch || strcmp(branch, path) == 0)
-			result = callback(argument, path, slash + 1, writer.pid);
-	}
-	return result;
-}
-
 /* -- after a start that follows a crash: nobody else is inside -- */
 
-/* The bytes it was open on. Their staging file may be a cached blob since, of a commit: then the
- * node leads to them, unless it was detached. */
+/* The bytes it was open on. Their staging file may be a cached blob since, of a commit:
+ * then the node leads to them, unless it was detached. */
 static int data_open_again(struct vfs *vfs, struct node *node, const struct inode *inode,
                            struct file_data **ret_data)
 {
@@ -964,7 +864,7 @@ int file_restore(struct vfs *vfs, void *record)
 	                          .kept = kept,
 	                          .node = node,
 	                          .writes = kept->writes,
-	                          .number = kept->number,
+	                          .is.number = kept->number,
 	                          .pid = kept->pid};
 	struct open_state *state = NULL;
 	if (node->kind == NODE_REPORT)
@@ -976,8 +876,8 @@ int file_restore(struct vfs *vfs, void *record)
 		state->handles++;
 		open_end(vfs, node);
 	}
-	if (file->number)
-		worktree_writer(vfs->lake->worktrees, file->number, 1);
+	if (file->is.number)
+		worktree_writer(vfs->lake->worktrees, file->is.number, 1);
 	pthread_mutex_lock(&vfs->files_lock);
 	HASH_ADD(hh, vfs->files, handle, sizeof(file->handle), file);
 	vfs->file_count++;

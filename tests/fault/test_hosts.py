@@ -264,6 +264,7 @@ def never_and_away():
             (b / "main/mine").write_text("b")
             away = a.store.with_suffix(".away")
             os.rename(a.store, away)
+            until(lambda: "does not answer" in b.log(), 30)
             time.sleep(2)
             assert (b / "main/x").read_text() == "x"
             (b / "main/mine").write_text("bb")
@@ -272,7 +273,8 @@ def never_and_away():
             os.rename(away, a.store)
             (a / "main/x").write_text("y")
             a.commit()
-            until(lambda: shows(b / "main/x", "y"), 15)
+            until(lambda: shows(b / "main/x", "y"), 30)
+            until(lambda: "answers again" in b.log(), 30)
             assert b.log().count("does not answer") == 1 and b.log().count("answers again") == 1, b.log()
             assert b.changes() == {"mine": "added", "more": "added"}
 

@@ -108,14 +108,14 @@ def idle(s3):
 # -- what stays --
 
 class Stopped:
-    """The daemon sleeps: whatever needs it takes 4 seconds."""
+    """The daemon sleeps: whatever needs it takes half a minute."""
 
     def __init__(self, host):
         self.pid = host.pid()
 
     def __enter__(self):
         os.kill(self.pid, signal.SIGSTOP)
-        self.timer = threading.Timer(4, os.kill, (self.pid, signal.SIGCONT))
+        self.timer = threading.Timer(30, os.kill, (self.pid, signal.SIGCONT))
         self.timer.start()
         self.began = time.monotonic()
 
@@ -123,7 +123,7 @@ class Stopped:
         took = time.monotonic() - self.began
         self.timer.cancel()
         os.kill(self.pid, signal.SIGCONT)
-        assert took < 3, "the daemon was asked"
+        assert took < 25, f"the daemon was asked: {took:.1f} s"
 
 
 def unchanged(s3, *options):

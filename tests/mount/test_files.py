@@ -562,6 +562,20 @@ def versions(lake, here):
             os.close(old)
             path.unlink()
 
+    with tests.case("opening by many at once never fails, without waiting neither"):
+        (here / "opened").write_bytes(b"x" * 5000)
+        until, children = time.time() + 1.5, []
+        for _ in range(3):
+            children.append(os.fork())
+            if children[-1] == 0:
+                try:
+                    while time.time() < until:
+                        os.close(os.open(here / "opened", os.O_RDWR | os.O_NONBLOCK))
+                    os._exit(0)
+                except OSError:
+                    os._exit(1)
+        assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+
     with tests.case("reading while a commit turns staging files into committed ones"):
         path = write(here / "reading", b"r" * 100_000)
         with open(path, "rb") as file:

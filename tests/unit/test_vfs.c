@@ -463,6 +463,76 @@ static void test_vfs__first_write_splits(void **state)
 	assert_int_equal(node_count(world), 1);
 }
 
+/* The kernel looks a path up once more after -ERR_STALE, not twice. */
+static void test_vfs__who_reads_the_new_node_first_is_in_nobodys_way(void **state)
+{
+	static const int ways[] = {O_WRONLY, O_RDWR | O_TRUNC};
+	struct world *world = *state;
+	for (unsigned i = 0; i < 2; i++) {
+		struct vfs_opened old, reader, writer;
+		struct vfs_entry entry, again;
+		check(lake_write(world, "main/f", i ? "truncated" : "written to"), "write", NULL);
+		commit(world, "main");
+		check(lake_open_path(world, "main/f", O_RDONLY, &old), "open", NULL);
+		check(walk(world, "main/f", &entry), "walk", NULL);
+		assert_int_equal(vfs_open(world->vfs, entry.node, ways[i], &caller, &writer, NULL),
+		                 -ERR_STALE);
+		check(walk(world, "main/f", &again), "walk", NULL);
+		check(vfs_open(world->vfs, again.node, O_RDONLY, &caller, &reader, NULL), "open",
+		      NULL);
+		check(vfs_open(world->vfs, again.node, ways[i], &caller, &writer, NULL), "open",
+		      NULL);
+		assert_int_equal(vfs_write(world->vfs, writer.file, "W", 1, 0, &caller, NULL), 1);
+		file_is(world, reader.file, i ? "W" : "Written to");
+		file_is(world, old.file, i ? "truncated" : "written to");
+		vfs_release(world->vfs, old.file);
+		vfs_release(world->vfs, reader.file);
+		vfs_release(world->vfs, writer.file);
+		vfs_forget(world->vfs, entry.node, 1);
+		vfs_forget(world->vfs, again.node, 1);
+	}
+}
+
+static void test_vfs__descriptors_of_split_links_have_attributes(void **state)
+{
+	struct world *world = *state;
+	struct vfs_opened opened;
+	struct vfs_entry entry, linked, top;
+	struct stat stat;
+	check(lake_write(world, "main/f", "two names"), "write", NULL);
+	check(walk(world, "main", &top), "walk", NULL);
+	check(walk(world, "main/f", &entry), "walk", NULL);
+	check(vfs_link(world->vfs, entry.node, top.node, "g", &linked, NULL), "link", NULL);
+	check(vfs_open(world->vfs, entry.node, O_RDONLY, &caller, &opened, NULL), "open", NULL);
+	commit(world, "main");
+	check(vfs_getattr(world->vfs, entry.node, &stat, NULL), "getattr", NULL);
+	assert_int_equal(stat.st_size, 9);
+	file_is(world, opened.file, "two names");
+	vfs_release(world->vfs, opened.file);
+	vfs_forget(world->vfs, entry.node, 1);
+	vfs_forget(world->vfs, linked.node, 1);
+	vfs_forget(world->vfs, top.node, 1);
+}
+
+/* As on a disk: a path was walked to its end, then the name was taken away. */
+static void test_vfs__what_was_just_removed_can_be_truncated(void **state)
+{
+	struct world *world = *state;
+	struct vfs_entry entry, top;
+	struct stat stat;
+	struct vfs_change change = {.which = VFS_SIZE, .size = 3};
+	check(lake_write(world, "main/f", "removed"), "write", NULL);
+	check(walk(world, "main", &top), "walk", NULL);
+	check(walk(world, "main/f", &entry), "walk", NULL);
+	check(vfs_remove(world->vfs, top.node, "f", false, NULL), "remove", NULL);
+	check(vfs_setattr(world->vfs, entry.node, NULL, &change, &caller, &stat, NULL), "truncate",
+	      NULL);
+	assert_int_equal(stat.st_size, 3);
+	vfs_forget(world->vfs, entry.node, 1);
+	vfs_forget(world->vfs, top.node, 1);
+	assert_int_equal(node_count(world), 1);
+}
+
 static void test_vfs__without_others_no_split(void **state)
 {
 	struct world *world = *state;
@@ -879,6 +949,9 @@ int main(void)
 	        WITH_WORLD(test_vfs__ids_and_numbers_last),
 	        WITH_WORLD(test_vfs__one_backing_for_all_opens),
 	        WITH_WORLD(test_vfs__first_write_splits),
+	        WITH_WORLD(test_vfs__who_reads_the_new_node_first_is_in_nobodys_way),
+	        WITH_WORLD(test_vfs__descriptors_of_split_links_have_attributes),
+	        WITH_WORLD(test_vfs__what_was_just_removed_can_be_truncated),
 	        WITH_WORLD(test_vfs__without_others_no_split),
 	        WITH_WORLD(test_vfs__moves_are_told),
 	        WITH_WORLD(test_vfs__views_and_root),

@@ -21,7 +21,7 @@ override CFLAGS += -std=gnu17 -pthread -fno-omit-frame-pointer $(WARNINGS) \
 override LDFLAGS += -pthread $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 LIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null)
 
-FOLDERS := store cache refs fs
+FOLDERS := store cache refs fs fs/mount fs/commands fs/publish
 PROGRAM_NAMES := laked lakectl mount.lake
 SOURCES := $(wildcard $(addsuffix /*.c,$(FOLDERS)))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
@@ -52,7 +52,7 @@ $(BUILD)/%.o: %.c
 	$(call quiet,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
 # Where `make install` of the same PREFIX puts the audits.
-$(BUILD)/fs/audit.o: CPPFLAGS += -DLAKE_AUDITS_PATH='"$(PREFIX)/share/lake/audits"'
+$(BUILD)/fs/publish/audit.o: CPPFLAGS += -DLAKE_AUDITS_PATH='"$(PREFIX)/share/lake/audits"'
 
 $(LIBRARY): $(OBJECTS)
 	@rm -f $@

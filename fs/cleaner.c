@@ -7,7 +7,7 @@
  * The file system below makes an unlink durable when it likes, also before the journal that says
  * why: so staging files wait for that, many for one sync.
  */
-#include "fs/fuse_loop.h"
+#include "fs/mount/fuse_loop.h"
 #include "fs/snapshot.h"
 
 #include <string.h>

@@ -16,7 +16,7 @@
  * before the file grows again, when the size would no longer say it.
  */
 #include "cache/extents.h"
-#include "fs/fuse_loop.h"
+#include "fs/mount/fuse_loop.h"
 #include "fs/worktree_internal.h"
 
 #include <assert.h>

@@ -3,7 +3,7 @@
  *
  *   DIR/lake.json    configuration: lake id, store URL, cache bounds (version checked)
  *   DIR/lock         flock(2)ed by whoever has it open; holds the pid
- *   DIR/control.sock laked's control socket (fs/control.h)
+ *   DIR/control.sock laked's control socket (fs/commands/control.h)
  *   DIR/state/       uncommitted state   DIR/staging/  its files
  *   DIR/cache/       local blobs         DIR/index/    loseable LMDB: odb and commit index
  *   DIR/hooks/       programs that commands run (fs/hooks.h)   DIR/webhooks/ what receivers of
@@ -14,7 +14,7 @@
 #ifndef FS_LAKE_H
 #define FS_LAKE_H
 
-#include "fs/webhook.h"
+#include "fs/publish/webhook.h"
 #include "fs/worktree.h"
 
 struct lake_config {

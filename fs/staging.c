@@ -3,7 +3,7 @@
  * spread over 256 directories), and how a committed file gets one.
  */
 #include "cache/extents.h"
-#include "fs/fuse_loop.h"
+#include "fs/mount/fuse_loop.h"
 #include "fs/worktree_internal.h"
 
 #include <dirent.h>

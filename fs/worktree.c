@@ -2,7 +2,7 @@
  * worktree.c — hides the life of working trees: which branches have one open, what a crash left and
  * how it is settled.
  */
-#include "fs/fuse_loop.h"
+#include "fs/mount/fuse_loop.h"
 #include "fs/worktree_internal.h"
 
 #include <assert.h>

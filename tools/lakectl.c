@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "fs/control.h"
+#include "fs/commands/control.h"
 #include "fs/json.h"
 #include "tools/arguments.h"
 #include "tools/local.h"

@@ -12,10 +12,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fs/control.h"
+#include "fs/commands/control.h"
 #include "fs/follower.h"
-#include "fs/mount.h"
-#include "fs/vfs.h"
+#include "fs/mount/mount.h"
+#include "fs/mount/vfs.h"
 #include "tools/supervisor.h"
 
 #ifndef LAKE_VERSION

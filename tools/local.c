@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fs/control.h"
+#include "fs/commands/control.h"
 
 #define MOUNT_DEFAULT "/lake"
 #define START_TIMEOUT_MS 60000

@@ -14,7 +14,7 @@
 #ifndef TOOLS_SUPERVISOR_H
 #define TOOLS_SUPERVISOR_H
 
-#include "fs/keep.h"
+#include "fs/mount/keep.h"
 
 /* What a server works with. */
 struct heritage {

@@ -1,5 +1,5 @@
 """A lake for the benchmark: laked as a child, and the control socket spoken directly, so that no
-process start-up is in any figure (the protocol is in fs/control.h)."""
+process start-up is in any figure (the protocol is in fs/commands/control.h)."""
 import json
 import os
 import signal

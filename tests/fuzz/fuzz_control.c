@@ -12,7 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "fs/control.h"
+#include "fs/commands/control.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -2,7 +2,7 @@
  * Arbitrary bytes as an entry of a Delta table's log. What counts as a mere append must not remove
  * anything, change the table, or say nothing at all.
  */
-#include "fs/table_delta.h"
+#include "fs/publish/table_delta.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

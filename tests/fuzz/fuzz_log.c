@@ -2,7 +2,7 @@
  * it says; the others are told in any case. */
 #include <cjson/cJSON.h>
 
-#include "fs/verdict.h"
+#include "fs/publish/verdict.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

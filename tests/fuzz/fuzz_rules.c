@@ -1,7 +1,7 @@
 /* Arbitrary bytes as the objects "rules/..." and "audits/...": what is accepted is written again
  * as something that says the same. */
-#include "fs/rules.h"
-#include "fs/verdict.h"
+#include "fs/publish/rules.h"
+#include "fs/publish/verdict.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

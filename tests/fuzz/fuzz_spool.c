@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "fs/webhook_spool.h"
+#include "fs/publish/webhook_spool.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -18,11 +18,10 @@ verdict() { # NAME OUTPUT: nothing in OUTPUT means good
 
 flags="-I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -std=gnu17 -Wall -Wextra -Wno-unused-parameter"
 export flags="$flags $(pkg-config --cflags fuse3 libcjson lmdb libzstd libcrypto libcurl expat)"
-folders="store cache refs fs tools"
 
 headers_alone() {
 	local header
-	for header in store/*.h cache/*.h refs/*.h fs/*.h tools/*.h; do
+	for header in store/*.h cache/*.h refs/*.h fs/*.h fs/*/*.h tools/*.h; do
 		# shellcheck disable=SC2086
 		echo "#include \"$header\"" | gcc $flags -Werror -fsyntax-only -xc - 2>&1 | head -n 3
 	done
@@ -34,7 +33,7 @@ direction() {
 	for rule in "store:store" "cache:cache store" "refs:refs store" "fs:fs refs cache store" \
 		"tools:tools fs refs cache store"; do
 		folder=${rule%%:*} allowed=${rule#*:}
-		grep -Hn '#include "' "$folder"/*.[ch] |
+		grep -rHn --include='*.[ch]' '#include "' "$folder" |
 			grep -vE "#include \"(${allowed// /|})/" || true
 	done
 }
@@ -42,12 +41,12 @@ direction() {
 # header pattern: the only files that may include it
 homes() {
 	local rule
-	for rule in 'lmdb.h>:store/kv.c' 'curl/:store/object_s3' 'fuse_lowlevel.h>:fs/fuse_' \
-		'fuse3/:fs/fuse_' 'openssl/:store/base.c store/hash.c store/s3_sign' 'zstd.h>:store/codec.c' \
-		'expat.h>:store/s3_xml.c' 'cjson/:fs/command fs/control fs/json fs/lake.c store/s3_credentials.c tools/'; do
+	for rule in 'lmdb.h>:store/kv.c' 'curl/:store/object_s3' 'fuse_lowlevel.h>:fs/mount/fuse_' \
+		'fuse3/:fs/mount/fuse_' 'openssl/:store/base.c store/hash.c store/s3_sign' 'zstd.h>:store/codec.c' \
+		'expat.h>:store/s3_xml.c' 'cjson/:fs/commands/ fs/json fs/lake.c store/s3_credentials.c tools/'; do
 		local what=${rule%%:*} pattern
 		pattern=$(printf '%s' "${rule#*:}" | sed 's/ /|/g')
-		grep -Hn "#include <.*$what" {store,cache,refs,fs,tools}/*.[ch] 2>/dev/null |
+		grep -Hn "#include <.*$what" {store,cache,refs,fs,fs/*,tools}/*.[ch] 2>/dev/null |
 			grep -vE "^($pattern)" || true
 	done
 }
@@ -55,7 +54,7 @@ homes() {
 formatted() {
 	command -v clang-format >/dev/null || return 0
 	local file
-	for file in {store,cache,refs,fs,tools}/*.[ch] tests/{unit,fuzz,lib}/*.[ch]; do
+	for file in {store,cache,refs,fs,fs/*,tools}/*.[ch] tests/{unit,fuzz,lib}/*.[ch]; do
 		[ -e "$file" ] || continue
 		clang-format --dry-run "$file" 2>&1 | grep -m1 warning | cut -c1-160
 	done
@@ -78,18 +77,18 @@ lengths() {
 	function judge(what, length_, rule) {
 		if (what in limit) rule = limit[what]
 		if (length_ > rule) print what ": " length_ " lines, at most " rule
-	}' {store,cache,refs,fs,tools}/*.[ch] tests/unit/*.c
+	}' {store,cache,refs,fs,fs/*,tools}/*.[ch] tests/unit/*.c
 }
 
 marks() {
-	grep -HnE '\b(TODO|FIXME|XXX|HACK)\b' {store,cache,refs,fs,tools}/*.[ch] tests/*/*.[ch] || true
+	grep -HnE '\b(TODO|FIXME|XXX|HACK)\b' {store,cache,refs,fs,fs/*,tools}/*.[ch] tests/*/*.[ch] || true
 }
 
 tidy() {
 	command -v clang-tidy >/dev/null || return 0
 	# What the compiler is told comes after the files' names.
 	# shellcheck disable=SC2016
-	printf '%s\n' {store,cache,refs,fs,tools}/*.c |
+	printf '%s\n' {store,cache,refs,fs,fs/*,tools}/*.c |
 		xargs -P 2 -n 8 sh -c 'clang-tidy --quiet --warnings-as-errors="*" -checks="$0" "$@" -- $flags 2>/dev/null || echo "error: clang-tidy found fault in one of $*"' \
 			"$(tr '\n' ',' <tests/lib/tidy.txt)" |
 	grep -E '(error|warning):' | head -n 20

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""pjdfstest, both ways of serving files: every case passes but those named here (fs/README.md says why).
+"""pjdfstest, both ways of serving files: every case passes but those named here (fs/mount/README.md says why).
 
 The suite runs the Rust version, which install.sh builds. PJDFSTEST=DIR runs the C version as well, from
 a built copy of its sources: 8,800 cases, some minutes.

@@ -6,8 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "fs/audit.h"
-#include "fs/command.h"
+#include "fs/publish/audit.h"
+#include "fs/commands/command.h"
 
 #include <cmocka.h>
 

@@ -27,8 +27,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fs/command.h"
-#include "fs/vfs.h"
+#include "fs/commands/command.h"
+#include "fs/mount/vfs.h"
 #include "tests/lib/fault_injection.h"
 
 #include <cmocka.h>

@@ -1,5 +1,5 @@
 /* Hooks of a lake's directory: which run, as whom, what they see, and what their answers mean. */
-#include "fs/hooks.h"
+#include "fs/publish/hooks.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* Memory that outlives a process, and how a successor finds out what became of a batch. */
-#include "fs/keep.h"
+#include "fs/mount/keep.h"
 
 #include <setjmp.h>
 #include <signal.h>

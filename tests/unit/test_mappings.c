@@ -1,7 +1,7 @@
 /*
  * Who has a file open or mapped, and that asking harms nobody.
  */
-#include "fs/mappings.h"
+#include "fs/mount/mappings.h"
 
 #include <fcntl.h>
 #include <pthread.h>

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fs/program.h"
+#include "fs/publish/program.h"
 
 #include <cmocka.h>
 

@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "fs/rules.h"
+#include "fs/publish/rules.h"
 
 #include <cmocka.h>
 

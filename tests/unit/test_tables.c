@@ -1,8 +1,8 @@
-/* Tests of fs/tables.h: what becomes of tables that both sides of a merge wrote. */
+/* Tests of fs/publish/tables.h: what becomes of tables that both sides of a merge wrote. */
 #include "merge_world.h"
 
-#include "fs/table_delta.h"
-#include "fs/tables.h"
+#include "fs/publish/table_delta.h"
+#include "fs/publish/tables.h"
 
 #include <ctype.h>
 #include <sys/mman.h>

@@ -5,7 +5,7 @@
 #include <time.h>
 
 #include "fs/json.h"
-#include "fs/verdict.h"
+#include "fs/publish/verdict.h"
 #include "refs/history.h"
 
 #include <cjson/cJSON.h>

@@ -12,8 +12,8 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include "fs/nodes.h"
-#include "fs/vfs.h"
+#include "fs/mount/nodes.h"
+#include "fs/mount/vfs.h"
 
 #include <cmocka.h>
 

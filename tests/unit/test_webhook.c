@@ -1,6 +1,6 @@
 /* Webhooks against receivers that follow a script: what is signed and sent, what is tried again and
  * when, and what a restart finds. */
-#include "fs/webhook.h"
+#include "fs/publish/webhook.h"
 
 #include <dirent.h>
 #include <errno.h>

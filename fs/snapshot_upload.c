@@ -172,7 +172,8 @@ struct upload {
 	const struct progress *progress;
 	struct message *message;
 	uint64_t batches, stored_files, stored_bytes;
-	uint64_t total_bytes; /* 0: not counted yet */
+	bool counted; /* total_bytes, which may be 0 */
+	uint64_t total_bytes;
 	int64_t started_ms, reported_ms;
 	bool whole; /* not limited to paths */
 
@@ -259,10 +260,11 @@ static int count_bytes(void *context, const struct inode *inode)
 static int count_when_long(struct upload *upload)
 {
 	const struct ground *ground = upload->ground;
-	if (!upload->whole || !upload->progress || upload->total_bytes ||
+	if (!upload->whole || !upload->progress || upload->counted ||
 	    (clock_monotonic_ms() - upload->started_ms < PROGRESS_INTERVAL_MS &&
 	     upload->job_bytes < COUNT_BYTES))
 		return 0;
+	upload->counted = true;
 	return overlay_inodes(ground->trees, ground->overlay, count_bytes, upload);
 }
 

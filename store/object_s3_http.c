@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <curl/curl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -27,6 +28,7 @@
 #define RECEIVE_BUFFER_BYTES (256 << 10)
 #define RESERVE_BYTES_MAX (64 << 20)
 #define SEND_BUFFER_BYTES (256 << 10)
+#define HEAD_BYTES_MAX (64u << 10) /* of a request; what follows it in a buffer is content */
 
 struct call {
 	const struct http_request *request;
@@ -231,6 +233,7 @@ static bool add_header(struct call *call, const char *name, const char *value)
 	if (asprintf(&line, value[0] != '\0' ? "%s: %s" : "%s;", name, value) < 0)
 		return false;
 	struct curl_slist *grown = curl_slist_append(call->headers, line);
+	explicit_bzero(line, strlen(line));
 	free(line);
 	if (grown == NULL)
 		return false;
@@ -548,9 +551,32 @@ void http_abandon(struct http *http)
 
 static pthread_once_t curl_once = PTHREAD_ONCE_INIT;
 
+/* -- curl's memory: heads of requests are in it, with session tokens -- */
+
+static void memory_free(void *memory)
+{
+	size_t size = malloc_usable_size(memory); /* 0 for NULL */
+	if (size > 0)
+		explicit_bzero(memory, size < HEAD_BYTES_MAX ? size : HEAD_BYTES_MAX);
+	free(memory);
+}
+
+static void *memory_resize(void *memory, size_t size)
+{
+	size_t before = malloc_usable_size(memory);
+	void *resized = malloc(size);
+	if (resized == NULL)
+		return NULL;
+	if (before > 0)
+		memcpy(resized, memory, before < size ? before : size);
+	memory_free(memory);
+	return resized;
+}
+
 static void curl_begin(void)
 {
-	curl_global_init(CURL_GLOBAL_DEFAULT);
+	curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc, memory_free, memory_resize, strdup,
+	                     calloc);
 }
 
 static void http_release(struct http **http)

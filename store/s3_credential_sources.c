@@ -15,6 +15,7 @@
 
 #include "store/s3_sign.h"
 #include "store/s3_xml.h"
+#include "store/secret.h"
 
 #define ANSWER_BYTES_MAX (64u << 10)
 #define TOKEN_BYTES_MAX (20u << 10)
@@ -24,13 +25,6 @@
 #define METADATA_CONNECT_MS 1000
 #define METADATA_ANSWER_MS 2000
 #define INSTANCE_TOKEN_SECONDS "21600"
-
-static void release_secret(struct buffer *buffer)
-{
-	if (buffer->data != NULL)
-		explicit_bzero(buffer->data, buffer->capacity);
-	buffer_release(buffer);
-}
 
 /* -- a command -- */
 
@@ -87,11 +81,13 @@ static int spawn_shell(const char *command, pid_t *ret_pid, int *ret_output)
 
 int s3_key_from_process(const char *command, struct s3_key *ret_key, struct message *message)
 {
-	CLEANUP(release_secret) struct buffer output = {.limit = ANSWER_BYTES_MAX};
+	CLEANUP(buffer_release_secret) struct buffer output = {.limit = ANSWER_BYTES_MAX};
 	CLEANUP(close_descriptor) int fd = -1;
 	pid_t pid;
 	int status = 0;
-	int error = spawn_shell(command, &pid, &fd);
+	int error = buffer_reserve(&output, ANSWER_BYTES_MAX);
+	if (error == 0)
+		error = spawn_shell(command, &pid, &fd);
 	if (error < 0)
 		return fail(message, -ERR_STORE_AWAY, "credential_process cannot be started: %s",
 		            error_text(error));
@@ -208,9 +204,9 @@ static void form_field(struct buffer *form, const char *name, const char *value)
 int s3_key_from_web_identity(struct http *http, const struct web_identity *identity,
                              struct s3_key *ret_key, struct message *message)
 {
-	CLEANUP(release_secret) struct buffer token = {0};
-	CLEANUP(release_secret) struct buffer form = {0};
-	CLEANUP(release_secret) struct buffer body = {.limit = ANSWER_BYTES_MAX};
+	CLEANUP(buffer_release_secret) struct buffer token = {0};
+	CLEANUP(buffer_release_secret) struct buffer form = {0};
+	CLEANUP(buffer_release_secret) struct buffer body = {.limit = ANSWER_BYTES_MAX};
 	CLEANUP(http_response_release) struct http_response response = {0};
 	CLEANUP(free_pointer) char *url = NULL;
 	char session[64];
@@ -242,15 +238,10 @@ int s3_key_from_web_identity(struct http *http, const struct web_identity *ident
 	if (error < 0)
 		return fail(message, -ERR_STORE_AWAY,
 		            "the token service (STS) answered without credentials");
-	ret_key->access_key = strdup(sts.access_key);
-	ret_key->secret_key = strdup(sts.secret_key);
-	ret_key->session_token = sts.session_token;
-	ret_key->expires_ms = sts.expires_ms;
-	explicit_bzero(&sts, sizeof(sts));
-	if (ret_key->access_key != NULL && ret_key->secret_key != NULL)
-		return 1;
-	s3_key_release(ret_key);
-	return -ERR_NO_MEMORY;
+	error = s3_key_make(sts.access_key, sts.secret_key, sts.session_token, sts.expires_ms,
+	                    ret_key);
+	sts_credentials_release(&sts);
+	return error < 0 ? error : 1;
 }
 
 /* -- the container's endpoint (ECS, EKS) -- */
@@ -292,8 +283,8 @@ static int container_url(char **ret_url, struct message *message)
 
 int s3_key_from_container(struct http *http, struct s3_key *ret_key, struct message *message)
 {
-	CLEANUP(release_secret) struct buffer token = {0};
-	CLEANUP(release_secret) struct buffer body = {.limit = ANSWER_BYTES_MAX};
+	CLEANUP(buffer_release_secret) struct buffer token = {0};
+	CLEANUP(buffer_release_secret) struct buffer body = {.limit = ANSWER_BYTES_MAX};
 	CLEANUP(http_response_release) struct http_response response = {0};
 	CLEANUP(free_pointer) char *url = NULL;
 	int r = container_url(&url, message);
@@ -380,9 +371,9 @@ static int instance_role(struct instance *instance, struct buffer *ret_path,
 int s3_key_from_instance(struct http *http, struct s3_key *ret_key, struct message *message)
 {
 	CLEANUP(http_response_release) struct http_response response = {0};
-	CLEANUP(release_secret) struct buffer body = {.limit = ANSWER_BYTES_MAX};
+	CLEANUP(buffer_release_secret) struct buffer body = {.limit = ANSWER_BYTES_MAX};
 	CLEANUP(buffer_release) struct buffer path = {0};
-	CLEANUP(release_secret) struct buffer token = {.limit = ANSWER_BYTES_MAX};
+	CLEANUP(buffer_release_secret) struct buffer token = {.limit = ANSWER_BYTES_MAX};
 	const char *disabled = environment("AWS_EC2_METADATA_DISABLED");
 	const char *endpoint = environment("AWS_EC2_METADATA_SERVICE_ENDPOINT");
 	if (disabled != NULL && strcmp(disabled, "true") == 0)

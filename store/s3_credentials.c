@@ -4,10 +4,10 @@
 #include <cjson/cJSON.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <sys/prctl.h>
 
 #include "store/s3_credential_sources.h"
 #include "store/s3_xml.h"
+#include "store/secret.h"
 
 #define RENEW_BEFORE_MS ((int64_t)5 * 60 * 1000)
 #define RENEW_AGAIN_MS ((int64_t)60 * 1000) /* a source may give the same key for a while */
@@ -26,40 +26,32 @@ struct s3_credentials {
 	struct message why;
 };
 
-static void wipe(char **text)
-{
-	if (*text != NULL)
-		explicit_bzero(*text, strlen(*text));
-	free(*text);
-	*text = NULL;
-}
-
 void s3_key_release(struct s3_key *key)
 {
-	wipe(&key->access_key);
-	wipe(&key->secret_key);
-	wipe(&key->session_token);
-	key->expires_ms = 0;
+	secret_free(key->access_key);
+	memset(key, 0, sizeof(*key));
 }
 
-static int key_make(const char *access_key, const char *secret_key, const char *session_token,
-                    int64_t expires_ms, struct s3_key *ret_key)
+/* One after the other, in one piece of memory that the access key begins. */
+int s3_key_make(const char *access_key, const char *secret_key, const char *session_token,
+                int64_t expires_ms, struct s3_key *ret_key)
 {
-	/* From now on this process leaves no core file, and its user's other processes cannot look
-	 * into it; what it runs begins anew. */
-	(void)prctl(PR_SET_DUMPABLE, 0);
-	struct s3_key key = {.access_key = strdup(access_key),
-	                     .secret_key = strdup(secret_key),
-	                     .session_token = session_token != NULL && session_token[0] != '\0'
-	                                              ? strdup(session_token)
-	                                              : NULL,
-	                     .expires_ms = expires_ms};
-	if (key.access_key == NULL || key.secret_key == NULL ||
-	    (key.session_token == NULL && session_token != NULL && session_token[0] != '\0')) {
-		s3_key_release(&key);
+	const char *const texts[] = {access_key, secret_key,
+	                             session_token != NULL ? session_token : ""};
+	size_t sizes[ARRAY_SIZE(texts)], total = 0;
+	char *places[ARRAY_SIZE(texts)];
+	secrets_guard();
+	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
+		total += sizes[i] = strlen(texts[i]) + 1;
+	char *at = secret_new(total);
+	if (at == NULL)
 		return -ERR_NO_MEMORY;
-	}
-	*ret_key = key;
+	for (size_t i = 0; i < ARRAY_SIZE(texts); at += sizes[i++])
+		places[i] = memcpy(at, texts[i], sizes[i]);
+	*ret_key = (struct s3_key){.access_key = places[0],
+	                           .secret_key = places[1],
+	                           .session_token = places[2][0] != '\0' ? places[2] : NULL,
+	                           .expires_ms = expires_ms};
 	return 0;
 }
 
@@ -104,7 +96,7 @@ int s3_key_from_json(const void *bytes, size_t length, struct s3_key *ret_key)
 	if (error == 0 && expiration != NULL)
 		error = iso8601_parse(expiration, &expires_ms);
 	if (error == 0)
-		error = key_make(access_key, secret_key, token, expires_ms, ret_key);
+		error = s3_key_make(access_key, secret_key, token, expires_ms, ret_key);
 	wipe_json(json);
 	cJSON_Delete(json);
 	return error;
@@ -124,7 +116,7 @@ static int take(const char *access_key, const char *secret_key, const char *toke
 	if (!is_plain(access_key) || !is_plain(secret_key) || (token != NULL && !is_plain(token)))
 		return fail(message, -ERR_STORE_AWAY,
 		            "%s: a key has blanks or control characters in it", where);
-	int error = key_make(access_key, secret_key, token, 0, ret_key);
+	int error = s3_key_make(access_key, secret_key, token, 0, ret_key);
 	return error < 0 ? error : 1;
 }
 
@@ -290,9 +282,9 @@ int s3_credentials_get(struct s3_credentials *credentials, struct s3_key *ret_ke
 	}
 	int error;
 	if (is_usable(credentials, clock_wall_ms()))
-		error = key_make(credentials->key.access_key, credentials->key.secret_key,
-		                 credentials->key.session_token, credentials->key.expires_ms,
-		                 ret_key);
+		error = s3_key_make(credentials->key.access_key, credentials->key.secret_key,
+		                    credentials->key.session_token, credentials->key.expires_ms,
+		                    ret_key);
 	else if (credentials->error < 0)
 		error = fail(message, credentials->error, "%s", credentials->why.text);
 	else

@@ -19,6 +19,9 @@ struct s3_key {
 	char *session_token; /* NULL: none */
 	int64_t expires_ms;  /* wall clock; 0: never */
 };
+/* Copies, into memory for secrets (store/secret.h); a session token of NULL or "" is none. */
+int s3_key_make(const char *access_key, const char *secret_key, const char *session_token,
+                int64_t expires_ms, struct s3_key *ret_key);
 void s3_key_release(struct s3_key *key); /* accepts zeroed; wipes */
 
 struct s3_credentials;

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 
+#include "store/secret.h"
+
 struct span {
 	const char *at;
 	size_t length;
@@ -146,7 +148,7 @@ int ini_parse(const void *bytes, size_t length, struct ini *ret_ini)
 
 int ini_read(const char *path, struct ini *ret_ini, struct message *message)
 {
-	CLEANUP(buffer_release) struct buffer bytes = {0};
+	CLEANUP(buffer_release_secret) struct buffer bytes = {0};
 	int error = read_file(AT_FDCWD, path, INI_BYTES_MAX, &bytes);
 	if (error == -ERR_NOT_FOUND || error == -ERR_NOT_DIRECTORY) {
 		*ret_ini = (struct ini){0};
@@ -154,8 +156,6 @@ int ini_read(const char *path, struct ini *ret_ini, struct message *message)
 	}
 	if (error == 0)
 		error = ini_parse(bytes.data, bytes.length, ret_ini);
-	if (bytes.data != NULL)
-		explicit_bzero(bytes.data, bytes.length);
 	return error < 0 ? fail(message, error, "cannot read %s: %s", path, error_text(error)) : 0;
 }
 

@@ -7,8 +7,11 @@
 #include <strings.h>
 #include <time.h>
 
+#include "store/secret.h"
+
 #define HEADERS_MAX 32
 #define PARAMETERS_MAX 32
+#define REQUEST_BYTES_ENOUGH (16u << 10) /* none grows, so that no copies are left */
 #define ALGORITHM "AWS4-HMAC-SHA256"
 
 static void append(struct buffer *buffer, const char *text)
@@ -171,7 +174,7 @@ static int canonical_headers(struct buffer *lines, struct buffer *names,
 static int sign_text(const struct s3_signing *signing, const struct buffer *text,
                      char ret_hex[SHA256_HEX + 1])
 {
-	CLEANUP(buffer_release) struct buffer secret = {0};
+	CLEANUP(buffer_release_secret) struct buffer secret = {0};
 	struct id key;
 	append(&secret, "AWS4");
 	append(&secret, signing->secret_key);
@@ -183,18 +186,19 @@ static int sign_text(const struct s3_signing *signing, const struct buffer *text
 	hmac_sha256(key.bytes, ID_BYTES, "aws4_request", 12, &key);
 	hmac_sha256(key.bytes, ID_BYTES, text->data, text->length, &key);
 	hex_encode(key.bytes, ID_BYTES, ret_hex);
-	explicit_bzero(secret.data, secret.length);
+	explicit_bzero(&key, sizeof(key));
 	return 0;
 }
 
 int s3_sign(const struct s3_signing *signing, struct buffer *ret_authorization)
 {
-	CLEANUP(buffer_release) struct buffer request = {0};
+	CLEANUP(buffer_release_secret) struct buffer request = {0}; /* has the session token */
 	CLEANUP(buffer_release) struct buffer names = {0};
 	CLEANUP(buffer_release) struct buffer scope = {0};
 	CLEANUP(buffer_release) struct buffer text = {0};
 	char hash[SHA256_HEX + 1];
 
+	(void)buffer_reserve(&request, REQUEST_BYTES_ENOUGH); /* without memory appending fails */
 	append(&request, signing->method);
 	append(&request, "\n");
 	append(&request, signing->path);

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <time.h>
 
+#include "store/secret.h"
+
 #define DEPTH_MAX 12
 #define PATH_BYTES_MAX 512
 #define TEXT_BYTES_MAX (32u << 10) /* of one element: session tokens are the longest */
@@ -127,7 +129,7 @@ static int walk(const void *bytes, size_t length, const char *root, element_fn *
 		error = XML_GetErrorCode(document.parser) == XML_ERROR_NO_MEMORY ? -ERR_NO_MEMORY
 		                                                                 : -ERR_CORRUPT;
 	XML_ParserFree(document.parser);
-	buffer_release(&document.text);
+	buffer_release_secret(&document.text); /* STS answers with keys */
 	return error;
 }
 
@@ -443,6 +445,14 @@ static void sts_element(struct document *document, const char *path, const char 
 		stop(document, error);
 }
 
+void sts_credentials_release(struct sts_credentials *credentials)
+{
+	if (credentials->session_token != NULL)
+		explicit_bzero(credentials->session_token, strlen(credentials->session_token));
+	free(credentials->session_token);
+	explicit_bzero(credentials, sizeof(*credentials));
+}
+
 int s3_xml_sts(const void *bytes, size_t length, struct sts_credentials *ret_credentials)
 {
 	struct sts_credentials credentials = {0};
@@ -452,10 +462,10 @@ int s3_xml_sts(const void *bytes, size_t length, struct sts_credentials *ret_cre
 	                   credentials.session_token == NULL || credentials.expires_ms == 0))
 		error = -ERR_CORRUPT;
 	if (error < 0) {
-		free(credentials.session_token);
-		explicit_bzero(&credentials, sizeof(credentials));
+		sts_credentials_release(&credentials);
 		return error;
 	}
 	*ret_credentials = credentials;
+	explicit_bzero(&credentials, sizeof(credentials));
 	return 0;
 }

@@ -49,6 +49,7 @@ struct sts_credentials {
 	int64_t expires_ms;
 };
 int s3_xml_sts(const void *bytes, size_t length, struct sts_credentials *ret_credentials);
+void sts_credentials_release(struct sts_credentials *credentials); /* accepts zeroed; wipes */
 
 /* 2026-01-31T12:00:00[.000]Z or with +hh:mm, to ms since 1970. -ERR_CORRUPT. */
 int iso8601_parse(const char *text, int64_t *ret_ms);

@@ -7,6 +7,7 @@
 
 #include "fs/commands/control.h"
 #include "fs/json.h"
+#include "store/secret.h"
 #include "tools/arguments.h"
 #include "tools/local.h"
 #include "tools/places.h"
@@ -313,6 +314,7 @@ int main(int argc, char **argv)
 {
 	struct invocation invocation = {0};
 	int code = 0, used = 0;
+	secrets_adopt_environment();
 	int first = parse_globals(argc, argv, &invocation, &code);
 	if (first < 0)
 		return code;

@@ -16,6 +16,7 @@
 #include "fs/follower.h"
 #include "fs/mount/mount.h"
 #include "fs/mount/vfs.h"
+#include "store/secret.h"
 #include "tools/supervisor.h"
 
 #ifndef LAKE_VERSION
@@ -285,6 +286,7 @@ int main(int argc, char **argv)
 	                                 .restarts = RESTARTS_DEFAULT,
 	                                 .mount = {.passthrough = true, .device = -1}};
 	const struct heritage alone = {.device = -1, .lock = -1, .supervisor = -1};
+	secrets_adopt_environment();
 	int code = parse(argc, argv, &options);
 	if (code >= 0)
 		return code;

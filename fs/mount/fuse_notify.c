@@ -6,6 +6,10 @@
  */
 #include "fs/mount/fuse_internal.h"
 
+#include <unistd.h>
+
+#include "fs/mount/keep.h"
+
 struct notice {
 	struct notice *next;
 	uint64_t node;
@@ -13,13 +17,30 @@ struct notice {
 	char name[]; /* "": the node itself */
 };
 
+/* Marked, the supervisor does not wait for the end of a killed server that waits in here for the
+ * next one. NULL: nobody would look, or more tell at once than there is room for; the next one that
+ * comes is then only started when all of them are through. */
+static _Atomic int32_t *telling_begin(const struct mount *mount)
+{
+	struct keep_root *root = mount->keep ? keep_root(mount->keep) : NULL;
+	for (size_t i = 0; root && i < KEEP_TELLING_MAX; i++) {
+		int32_t nobody = 0;
+		if (atomic_compare_exchange_strong(&root->telling[i], &nobody, gettid()))
+			return &root->telling[i];
+	}
+	return NULL;
+}
+
 static void tell(struct mount *mount, uint64_t node, const char *name, bool pages)
 {
+	_Atomic int32_t *telling = telling_begin(mount);
 	/* -ENOENT: the kernel does not hold it. Others: the mount is gone. */
 	if (name[0])
 		fuse_lowlevel_notify_inval_entry(mount->session, node, name, strlen(name));
 	else
 		fuse_lowlevel_notify_inval_inode(mount->session, node, pages ? 0 : -1, 0);
+	if (telling)
+		atomic_store(telling, 0);
 }
 
 static void *notifier_run(void *context)

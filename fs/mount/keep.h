@@ -20,6 +20,7 @@
 #include "store/base.h"
 
 #define KEEP_INIT_MAX 256
+#define KEEP_TELLING_MAX 64
 
 /* What a record is. */
 enum keep_kind {
@@ -42,6 +43,9 @@ struct keep_root {
 	_Atomic uint32_t starts;
 	_Atomic uint32_t commands; /* under way: they may have changed what they did not tell of */
 	_Atomic uint32_t chunks;   /* in use */
+	/* Threads (as gettid(2) has them) that tell the kernel to forget something, or 0: it may
+	 * hold them until another server serves. */
+	_Atomic int32_t telling[KEEP_TELLING_MAX];
 	_Atomic uint64_t next_node, next_handle;
 	uint32_t init_length;
 	uint8_t init[KEEP_INIT_MAX];       /* the INIT request as the kernel sent it */

@@ -95,7 +95,7 @@ for group in "$@"; do
 		have_python deltalake || python deltalake
 		have_python pyiceberg || python 'pyiceberg[sql-sqlite]'
 		have_python polars || python polars
-		have_python nbclient && have_python ipykernel || python nbclient ipykernel
+		have_python "nbclient, ipykernel, nbconvert" || python nbclient ipykernel nbconvert
 		node vega-datasets
 		crate pjdfstest 0.2.2
 		;;

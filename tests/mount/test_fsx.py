@@ -3,7 +3,7 @@
 into blobs and back: lib/fsx.c.
 
 FSX_OPERATIONS says how many for each run, FSX_RUNS how many runs with seeds of their own, FSX_SEED
-repeats one; FSX_LONG=1 adds tiny and large files.
+repeats one; FSX_LONG=1 adds tiny and large files, FSX_SHAPE="8 MiB" takes one alone; LAKE_WAY=0 passes through alone, 1 copies.
 """
 import json
 import os
@@ -23,6 +23,11 @@ COPY_UP_BYTES_MAX = 65536  # most files are larger: pieces over committed conten
 SHAPES = {"256 KiB": (256 << 10, 64 << 10)}
 if os.environ.get("FSX_LONG"):
     SHAPES |= {"20 KB": (20_000, 6_000), "8 MiB": (8 << 20, 1 << 20)}
+if os.environ.get("FSX_SHAPE"):
+    SHAPES = {os.environ["FSX_SHAPE"]: SHAPES[os.environ["FSX_SHAPE"]]}
+WAYS = (("passthrough", ()), ("copying", ("--no-passthrough",)))
+if os.environ.get("LAKE_WAY"):
+    WAYS = (WAYS[int(os.environ["LAKE_WAY"])],)
 tests = Tests()
 
 # Nothing to commit: the file is as empty as it was before.
@@ -52,7 +57,7 @@ def exercise(lake, seed, size_max, length_max):
 def main():
     if not PROGRAM.exists():
         subprocess.run(["make", "-s", "-C", ROOT, "build/tests/lib/fsx"], check=True, capture_output=True)
-    for way, options in (("passthrough", ()), ("copying", ("--no-passthrough",))):
+    for way, options in WAYS:
         with Lake(*options) as lake:
             lake.umount()
             settings = lake.directory / "lake.json"

@@ -2,7 +2,8 @@
 """Names and paths of every kind, wherever they may turn up: on the mount, in commits, diffs, merges and
 JSON; text for people cannot drive a terminal. Directories of many entries, files of 8 TiB.
 
-LAKE_NAMES_FULL=1 makes 1,000,000 entries instead of 20,000.
+LAKE_NAMES_FULL=1 makes 1,000,000 entries instead of 20,000. `test_names.py PART...` runs some parts alone: strange, root,
+deep, links, sparse, many.
 """
 import errno
 import os
@@ -192,32 +193,89 @@ def check_links(lake, tests):
             assert entry["kind"] == "symlink", entry
 
 
+class Clock:
+    """What each step took, and the daemon's memory after it, in MiB (what is shared with the kernel's cache, aside)."""
+
+    def __init__(self, lake):
+        self.lake, self.start = lake, time.monotonic()
+
+    def lap(self, what):
+        took, status = time.monotonic() - self.start, pathlib.Path(f"/proc/{self.lake.pid()}/status").read_text()
+        sizes = {name: int(status.split(name + ":")[1].split()[0]) // 1024 for name in ("RssAnon", "RssShmem", "VmHWM")}
+        print(f"# {what}: {took:.1f} s; {sizes}", flush=True)
+        self.start = time.monotonic()
+        return sizes["RssAnon"] + sizes["RssShmem"]
+
+
+def many_listed(path, wanted):
+    """Complete, and no name twice."""
+    names = [entry.name for entry in os.scandir(path)]
+    assert len(names) == len(set(names)) == wanted, (len(names), len(set(names)), wanted)
+
+
+def many_removed(top, clock):
+    """As `rm -r` does, names go while they are listed, also such as come later: no name is told twice, none that stays is
+    left out."""
+    seen, gone = [], set()
+    for entry in os.scandir(top):
+        seen.append(entry.name)
+        if len(seen) % 2:
+            number = int(entry.name[6:])
+            for name in (entry.name, f"entry-{ENTRIES - 1 - number:07}") if number % 8 == 0 else (entry.name,):
+                if name not in gone:
+                    os.unlink(top / name)
+                    gone.add(name)
+    assert len(seen) == len(set(seen))
+    left = {f"entry-{number:07}" for number in range(ENTRIES)} - gone
+    assert left <= set(seen), len(left - set(seen))
+    clock.lap(f"{len(gone):,} removed while listed")
+    many_listed(top, len(left))
+    for name in left:
+        os.unlink(top / name)
+    many_listed(top, 0)
+    clock.lap("the rest removed")
+
+
 def check_many(lake, tests):
-    with tests.case(f"{ENTRIES:,} entries in one directory"):
-        top = lake / "main/many"
+    top, there = lake / "main/many", lake / "@main/many"
+    clock = Clock(lake)
+    with tests.case(f"{ENTRIES:,} entries in one directory: made, listed, looked at, committed"):
         os.mkdir(top)
-        start = time.monotonic()
         fd = os.open(top, os.O_RDONLY)
         for number in range(ENTRIES):
             os.close(os.open(f"entry-{number:07}", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=fd))
-        made = time.monotonic()
-        assert sum(1 for _ in os.scandir(top)) == ENTRIES
-        listed = time.monotonic()
-        lake.ctl("commit", "main", "-m", "many")
-        committed = time.monotonic()
-        os.unlink(top / "entry-0000777")
-        reply = lake.ctl("commit", "main", "-m", "one fewer")
-        removed = time.monotonic()
-        assert reply["commit"] and sum(1 for _ in os.scandir(lake / "@main/many")) == ENTRIES - 1
-        raises(errno.ENOENT, os.stat, lake / "@main/many/entry-0000777")
-        assert os.stat(lake / "@main~1/many/entry-0000777").st_size == 0
-        again = time.monotonic()
-        status = pathlib.Path(f"/proc/{lake.pid()}/status").read_text()
-        memory = int(status.split("VmHWM:")[1].split()[0]) // 1024
-        print(f"# made {made - start:.1f} s, listed {listed - made:.1f}, committed {committed - listed:.1f}, "
-              f"one removed and committed {removed - committed:.2f}, listed at @main {again - removed:.1f}; "
-              f"daemon's most memory {memory} MiB")
+        clock.lap("made")
+        many_listed(top, ENTRIES)
+        clock.lap("listed")
+        assert all(os.stat(f"entry-{number:07}", dir_fd=fd).st_size == 0 for number in range(ENTRIES))
+        clock.lap("looked at")
         os.close(fd)
+        lake.ctl("commit", "main", "-m", "many")
+        clock.lap("committed")
+        os.unlink(top / "entry-0000777")
+        lake.ctl("commit", "main", "-m", "one fewer")
+        clock.lap("one removed, committed")
+    with tests.case("after a remount the same, on the branch and at the revision"):
+        lake.umount()
+        lake.mount()
+        clock.lap("remounted")
+        many_listed(there, ENTRIES - 1)
+        clock.lap("listed at @main")
+        many_listed(lake / "@main~1/many", ENTRIES)
+        raises(errno.ENOENT, os.stat, there / "entry-0000777")
+        assert os.stat(lake / "@main~1/many/entry-0000777").st_size == 0
+        many_listed(top, ENTRIES - 1)
+        assert sum(entry.stat().st_size for entry in os.scandir(top)) == 0
+        clock.lap("listed twice and looked at")
+        lake.ctl("restore", "main", "--from", "main~1", "--", "many/entry-0000777")
+    with tests.case("removed, half of them while they are listed; the memory is free again"):
+        many_removed(top, clock)
+        lake.ctl("commit", "main", "-m", "none")
+        memory = clock.lap("committed")
+        os.rmdir(top)
+        lake.ctl("commit", "main", "-m", "gone")
+        many_listed(lake / "@main~2/many", ENTRIES - 1)
+        assert memory < 1024, memory
 
 
 def check_sparse(lake, tests):
@@ -259,12 +317,16 @@ def check_sparse(lake, tests):
         assert stored < 500 << 20, stored
 
 
+PARTS = {"strange": check_strange, "root": check_root, "deep": check_deep, "links": check_links, "sparse": check_sparse,
+         "many": check_many}
+
+
 def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     tests = Tests()
     with Lake() as lake:
-        for check in (check_strange, check_root, check_deep, check_links, check_sparse, check_many):
-            check(lake, tests)
+        for part in sys.argv[1:] or PARTS:
+            PARTS[part](lake, tests)
         with tests.case("all of it is sound"):
             lake.ctl("fsck")
     tests.done()

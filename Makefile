@@ -136,6 +136,10 @@ install: all
 	install -m 644 packaging/man/laked.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -D -m 644 packaging/completions/lakectl.bash \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lakectl
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,/usr/local/bin/,$(PREFIX)/bin/,' packaging/systemd/lake@.service \
+		>$(DESTDIR)$(PREFIX)/lib/systemd/system/lake@.service
+	chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/lake@.service
 	install -d $(DESTDIR)$(PREFIX)/share/lake/audits
 	install -m 755 $(filter-out %.md %.py,$(wildcard packaging/audits/[a-z]*)) $(DESTDIR)$(PREFIX)/share/lake/audits
 	install -m 644 packaging/audits/lake_audit.py packaging/audits/README.md $(DESTDIR)$(PREFIX)/share/lake/audits

@@ -17,6 +17,7 @@
 #include "fs/mount/mount.h"
 #include "fs/mount/vfs.h"
 #include "store/secret.h"
+#include "tools/service.h"
 #include "tools/supervisor.h"
 
 #ifndef LAKE_VERSION
@@ -198,6 +199,8 @@ static int start(struct daemon *daemon, const struct daemon_options *options,
 static void tell_starter(int fd, int error, const struct message *message)
 {
 	char text[sizeof message->text + 32];
+	snprintf(text, sizeof text, error ? "STATUS=%s\n" : "READY=1\n", message->text);
+	service_tell(text);
 	if (fd < 0)
 		return;
 	int length = error ? snprintf(text, sizeof text, "%d %s\n", error, message->text)
@@ -227,6 +230,8 @@ static int serve(void *context, const struct heritage *heritage)
 		error = mount_run(daemon.mount, &message);
 	if (error < 0)
 		fprintf(stderr, "laked: %s\n", message.text[0] ? message.text : error_text(error));
+	if (started)
+		service_tell("STOPPING=1\n");
 	follower_stop(daemon.follower);
 	control_stop(daemon.control);
 	mount_free(daemon.mount);
@@ -287,6 +292,7 @@ int main(int argc, char **argv)
 	                                 .mount = {.passthrough = true, .device = -1}};
 	const struct heritage alone = {.device = -1, .lock = -1, .supervisor = -1};
 	secrets_adopt_environment();
+	service_begin();
 	int code = parse(argc, argv, &options);
 	if (code >= 0)
 		return code;

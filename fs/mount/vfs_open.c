@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include <uthash.h>
 
@@ -268,16 +269,11 @@ static int alone_write_state(struct vfs *vfs, struct node *node, struct open_sta
 	return result;
 }
 
-static int write_state(struct vfs *vfs, struct node *node, struct open_state *state, bool truncate,
-                       uint64_t *ret_number, struct message *message)
+/* *ret_number: counted in worktree_writer. */
+static int attached_write_state(struct vfs *vfs, struct node *node, struct open_state *state,
+                                bool truncate, uint64_t *ret_number, struct message *message)
 {
-	*ret_number = 0;
-	int result = node_writable(node);
-	if (result < 0)
-		return result;
-	if (node_detached(vfs, node))
-		return orphan_write_state(vfs, node, state, truncate, message);
-	result = gate_enter(node);
+	int result = gate_enter(node);
 	if (result < 0)
 		return result;
 	struct binding binding;
@@ -299,6 +295,36 @@ static int write_state(struct vfs *vfs, struct node *node, struct open_state *st
 			*ret_number = number;
 	}
 	gate_leave(node);
+	return result;
+}
+
+/* After -ERR_STALE: others removed the name in this very moment, which leaves a file without one;
+ * or they are about to. No reason to look up a path that is still right, or leads nowhere. */
+static bool removed_meanwhile(struct vfs *vfs, struct node *node, int attempt)
+{
+	nodes_lock(vfs->nodes);
+	bool attached = !(node->flags & NODE_DETACHED), again = attached || node->orphan;
+	if (attached)
+		node->flags &= (uint8_t)~NODE_BOUND;
+	nodes_unlock(vfs->nodes);
+	if (again && attempt >= 4)
+		usleep(1000);
+	return again && attempt < VFS_TRIES;
+}
+
+static int write_state(struct vfs *vfs, struct node *node, struct open_state *state, bool truncate,
+                       uint64_t *ret_number, struct message *message)
+{
+	*ret_number = 0;
+	int result = node_writable(node);
+	for (int i = 0; result >= 0; i++) {
+		if (node_detached(vfs, node))
+			return orphan_write_state(vfs, node, state, truncate, message);
+		result = attached_write_state(vfs, node, state, truncate, ret_number, message);
+		if (result != -ERR_STALE || !removed_meanwhile(vfs, node, i))
+			break;
+		result = 0;
+	}
 	return result;
 }
 
@@ -732,13 +758,9 @@ bool vfs_file_writes(const struct vfs_file *file)
 	return file->writes && file->state;
 }
 
-static int truncate_locked(struct vfs *vfs, struct node *node, struct open_state *state,
-                           uint64_t size, struct message *message)
+static int truncate_attached(struct vfs *vfs, struct node *node, struct open_state *state,
+                             uint64_t size, struct message *message)
 {
-	if (node_detached(vfs, node)) { /* perhaps removed since its path was looked up */
-		int result = orphan_write_state(vfs, node, state, false, message);
-		return result < 0 ? result : state_truncate(state, size, message);
-	}
 	int result = gate_enter(node);
 	if (result < 0)
 		return result;
@@ -757,6 +779,21 @@ static int truncate_locked(struct vfs *vfs, struct node *node, struct open_state
 	}
 	gate_leave(node);
 	return result;
+}
+
+static int truncate_locked(struct vfs *vfs, struct node *node, struct open_state *state,
+                           uint64_t size, struct message *message)
+{
+	int result;
+	for (int i = 0;; i++) {
+		if (node_detached(vfs, node)) {
+			result = orphan_write_state(vfs, node, state, false, message);
+			return result < 0 ? result : state_truncate(state, size, message);
+		}
+		result = truncate_attached(vfs, node, state, size, message);
+		if (result != -ERR_STALE || !removed_meanwhile(vfs, node, i))
+			return result;
+	}
 }
 
 int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uint64_t size,

@@ -149,6 +149,9 @@ def unchanged(s3, *options):
         (a / "main/d7/f7").write_text("changed")
         a.commit()
         until(lambda: shows(paths[7], "changed"))
+        b.ctl("refresh", "main")  # and the kernel has been told everything
+        for directory in (b / "main", *{path.parent for path in paths}):
+            directory.stat()
         with tests.case(f"one of 1,000 files changed: names, attributes and pages of the others stay ({how})"):
             with Stopped(b):
                 for number, path in enumerate(paths):

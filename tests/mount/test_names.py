@@ -142,14 +142,21 @@ def check_root(lake, tests):
             assert refused(lake, "commit", "main", "-m", "x", "--", path).code in (1, 2, 5), path
 
 
+def step(here, name):
+    """Into a new directory; the one above is let go of."""
+    os.mkdir(name, dir_fd=here)
+    below = os.open(name, os.O_RDONLY, dir_fd=here)
+    os.close(here)
+    return below
+
+
 def check_deep(lake, tests):
     with tests.case("paths to 4095 bytes, deeper ones by steps; a commit names what is too deep"):
         base = os.open(lake / "main", os.O_RDONLY)
         part = "d" * 200
         here, depth = base, 0
         while (depth + 1) * 201 < 4095 - 10:
-            os.mkdir(part, dir_fd=here)
-            here, depth = os.open(part, os.O_RDONLY, dir_fd=here), depth + 1
+            here, depth = step(here, part), depth + 1
         with open(os.open("leaf", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
             file.write(b"deep")
         lake.ctl("commit", "main", "-m", "deep")
@@ -157,11 +164,11 @@ def check_deep(lake, tests):
         assert subprocess.run([BIN / "lakectl", "--lake", lake.directory, "cat", f"main:{path}"], capture_output=True,
                               check=True).stdout == b"deep"
         for _ in range(3):
-            os.mkdir(part, dir_fd=here)
-            here = os.open(part, os.O_RDONLY, dir_fd=here)
+            here = step(here, part)
         with open(os.open("leaf", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
             file.write(b"too deep")
         assert open(os.open("leaf", os.O_RDONLY, dir_fd=here), "rb").read() == b"too deep"
+        os.close(here)
         refusal = refused(lake, "commit", "main", "-m", "too deep")
         assert "4095" in str(refusal) or "too long" in str(refusal) or "deep" in str(refusal), refusal
         raises(errno.ENAMETOOLONG, os.stat, str(lake / "main") + "/" + "/".join(["e" * 200] * 21))

@@ -84,7 +84,7 @@ def following(a, b):
         (a / "main/t/same").write_text("same")
         a.commit()
         took = until(lambda: shows(b / "main/t/one", "1"))
-        assert took < INTERVAL_S + 1.5, took
+        assert took < INTERVAL_S + 5, took
         until(lambda: sorted(os.listdir(b / "main/t")) == ["one", "same"])
 
     with tests.case("a path that is looked at all the time shows the new content, too"):
@@ -93,7 +93,7 @@ def following(a, b):
         (a / "main/t/one").write_text("22")
         a.commit()
         took = until(lambda: shows(b / "main/t/one", "22"))
-        assert took < INTERVAL_S + 1.5, took
+        assert took < INTERVAL_S + 5, took
         assert (b / "main/t/same").stat().st_ino == inode
 
     with tests.case("an open file keeps the version it was opened with"):

@@ -141,7 +141,7 @@ def one_stall(proxy, url, reference):
                 proxy.faults()
                 tell(f"stalled at {where}: the read took {took:.2f} s")
                 assert hits == [1]
-                assert took < 4, f"took {took:.2f} s"
+                assert took < 20, f"took {took:.2f} s"
 
 
 def commits(proxy, lake, direct):
@@ -206,7 +206,7 @@ def permanent_flip(proxy, url, reference):
                     assert error.errno == errno.EIO, error
                 took = time.monotonic() - start
                 tell(f"{path}: EIO after {took:.2f} s, {proxy.stats()['faults']} bad answers")
-                assert took < 5
+                assert took < 20
                 name = path.split("/")[-1]
                 line = next((line for line in host.log().splitlines() if name in line and "corrupt" in line.lower()
                              or name in line and "damaged" in line.lower()), None)
@@ -234,11 +234,11 @@ def away(proxy, url, direct, reference, kind):
             with tests.case(f"{kind}: cached data is read at once"):
                 _, took = timed(reference.check, host, "small/1")
                 reference.check(host, "big", 0, 100_000)
-                assert took < 0.5, took
+                assert took < 2, took
             with tests.case(f"{kind}: local writes go on"):
                 _, took = timed((main / "during").write_text, "more")
                 (main / "before").rename(main / "before2")
-                assert (main / "before2").read_text() == "uncommitted" and took < 1, took
+                assert (main / "before2").read_text() == "uncommitted" and took < 2, took
             with tests.case(f"{kind}: uncached reads are EIO in bounded time"):
                 times = []
                 for path in ("apart/17", "apart/18", "middle"):

@@ -405,15 +405,13 @@ int lake_init(const char *directory, const char *url, const char *author, struct
 	struct lake_config config = {0};
 
 	int error = make_lake_directory(directory, &real, message);
-	if (error < 0)
-		return error;
-	if (url)
+	if (!error && url)
 		config.store_url = strdup(url);
-	else
+	else if (!error)
 		error = own_store_url(real, &config.store_url, message);
-	if (error < 0)
-		return error;
-	error = config.store_url ? make_lake(real, &config, author, message) : -ERR_NO_MEMORY;
+	if (!error)
+		error = config.store_url ? make_lake(real, &config, author, message)
+		                         : -ERR_NO_MEMORY;
 	lake_config_release(&config);
 	return say_something(message, error, "cannot make a lake in", directory);
 }
@@ -427,9 +425,8 @@ int lake_clone(const char *url, const char *directory, struct message *message)
 	int error = object_store_open(url, false, &store, message);
 	if (error == -ERR_NOT_FOUND)
 		return fail(message, -ERR_NO_LAKE, "there is no store at %s", url);
-	if (error < 0)
-		return error;
-	error = store_object_read(store, url, config.lake_id, message);
+	if (!error)
+		error = store_object_read(store, url, config.lake_id, message);
 	config.store_url = strdup(url);
 	if (!error)
 		error = config.store_url ? probe_store(store, &config, message) : -ERR_NO_MEMORY;

@@ -316,6 +316,7 @@ static int make_root(struct worktree *worktree)
 	if (r == 0) {
 		worktree->overlay = record.overlay;
 		worktree->root = record.root;
+		worktree->intent = false;
 	}
 	return r;
 }

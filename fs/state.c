@@ -30,6 +30,7 @@
 #define RETRY_MS 5000
 /* Address space, not disk: large enough that the pages one fold touches are a small part of it. */
 #define MAP_BYTES ((uint64_t)1 << 30)
+#define MAP_TRIES 8 /* a map that turned out too small is twice as large the next time */
 #define STATE_VERSION 1
 #define NUMBERS_FIRST 1024
 #define NUMBERS_BLOCK 1024
@@ -112,8 +113,7 @@ static bool unfolded(const struct state *state)
 	return state->journal.end > JOURNAL_HEADER;
 }
 
-/* Under lock. The transaction anew, as LMDB's last commit and the segment say. */
-static int rebuild(struct state *state)
+static int rebuild_once(struct state *state)
 {
 	kv_abort(steal(&state->txn));
 	struct kv_txn *txn = NULL;
@@ -129,6 +129,15 @@ static int rebuild(struct state *state)
 			kv_abort(steal(&txn));
 	}
 	state->txn = txn;
+	return r;
+}
+
+/* Under lock. The transaction anew, as LMDB's last commit and the segment say. */
+static int rebuild(struct state *state)
+{
+	int r = -ERR_TOO_LARGE;
+	for (int i = 0; r == -ERR_TOO_LARGE && i < MAP_TRIES; i++)
+		r = rebuild_once(state);
 	state->broken = r;
 	return r;
 }
@@ -137,6 +146,12 @@ static int rebuild(struct state *state)
 static int usable(struct state *state)
 {
 	return state->txn != NULL ? 0 : rebuild(state);
+}
+
+static int commit_folded(struct state *state)
+{
+	int r = put_meta(state->txn, key_folded, state->journal.sequence);
+	return r == 0 ? kv_commit(steal(&state->txn)) : r;
 }
 
 /* Under sync_lock and lock. */
@@ -152,9 +167,9 @@ static int fold(struct state *state, struct message *message)
 	r = journal_create(state->journal_fd, sequence + 1, &next, message);
 	if (r != 0)
 		return r;
-	r = put_meta(state->txn, key_folded, sequence);
-	if (r == 0)
-		r = kv_commit(steal(&state->txn));
+	r = commit_folded(state);
+	if (r == -ERR_TOO_LARGE && rebuild(state) == 0)
+		r = commit_folded(state);
 	if (r != 0) {
 		/* Nothing is lost: the segment still has it all. */
 		journal_close(&next);
@@ -571,7 +586,7 @@ static int replay_segments(struct state *state, uint64_t folded, struct message 
 	return journal_create(state->journal_fd, folded + 1, &state->journal, message);
 }
 
-static int load(struct state *state, const char *directory, struct message *message)
+static int load_once(struct state *state, const char *directory, struct message *message)
 {
 	int r = kv_begin(state->kv, true, &state->txn);
 	uint64_t version = 0, folded = 0;
@@ -604,6 +619,18 @@ static int load(struct state *state, const char *directory, struct message *mess
 	state->opened_sequence = state->journal.sequence;
 	state->opened_end = state->journal.end;
 	return 0;
+}
+
+static int load(struct state *state, const char *directory, struct message *message)
+{
+	struct message problem;
+	int r = -ERR_TOO_LARGE;
+	for (int i = 0; r == -ERR_TOO_LARGE && i < MAP_TRIES; i++) {
+		kv_abort(steal(&state->txn));
+		journal_close(&state->journal);
+		r = load_once(state, directory, &problem);
+	}
+	return r == 0 ? 0 : fail(message, r, "%s", problem.text);
 }
 
 int state_open(const char *directory, struct state **ret_state, struct message *message)

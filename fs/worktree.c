@@ -208,7 +208,13 @@ static int put_record(struct worktree *worktree, const struct branch_record *rec
 	CLEANUP(state_batch_release)
 	struct state_batch batch = {.makes_room = record->overlay == 0};
 	branch_record_put(&batch, worktree->branch, record);
-	return state_commit(worktree->trees->state, &batch, message);
+	int r = state_commit(worktree->trees->state, &batch, message);
+	if (r != 0)
+		return r;
+	worktree->intent = record->intent;
+	worktree->intent_commit = record->intent_commit.id;
+	worktree->intent_overlay = record->intent_overlay;
+	return 0;
 }
 
 int worktree_intend(struct worktree *worktree, const struct pointer *head,
@@ -235,13 +241,11 @@ int worktree_intend(struct worktree *worktree, const struct pointer *head,
 }
 
 /* Is the very move that is about to be recorded announced already? Then a crash ends in the same
- * place whether or not it is recorded now. */
-static bool intended(struct worktree *worktree, const struct commit *base, uint64_t overlay)
+ * place whether or not it is recorded now. The ref has moved: this must not need memory. */
+static bool intended(const struct worktree *worktree, const struct commit *base, uint64_t overlay)
 {
-	struct branch_record record;
-	return branch_record_read(worktree->trees, worktree->branch, &record) == 0 &&
-	       record.intent && id_equal(&record.intent_commit.id, &base->self.id) &&
-	       record.intent_overlay == overlay;
+	return worktree->intent && id_equal(&worktree->intent_commit, &base->self.id) &&
+	       worktree->intent_overlay == overlay;
 }
 
 int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t overlay,
@@ -249,7 +253,9 @@ int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t
 {
 	assert((overlay == 0) == (root == 0));
 	struct branch_record record = {.overlay = overlay, .root = root, .base = base->self};
-	int r = put_record(worktree, &record, message);
+	/* Nothing uncommitted, before and after: there is no record. */
+	bool none = overlay == 0 && worktree->overlay == 0 && !worktree->intent;
+	int r = none ? 0 : put_record(worktree, &record, message);
 	if (r != 0 && !intended(worktree, base, overlay))
 		return r;
 	pthread_mutex_lock(&worktree->trees->table_lock);
@@ -298,6 +304,7 @@ int worktree_rekey(struct worktree *worktree, const char *branch, struct message
 	int r = state_commit(trees->state, &batch, message);
 	if (r != 0)
 		return r;
+	worktree->intent = false;
 	pthread_mutex_lock(&trees->table_lock);
 	/* One that somebody opened under the new name before it was ours shows a branch that is
 	 * gone; it must not be found any more. */

@@ -140,6 +140,9 @@ struct worktree {
 	struct pointer base;      /* commit */
 	struct pointer base_tree;
 	struct attributes base_root;
+	bool intent; /* the branch's record announces a move: to this commit with this overlay */
+	struct id intent_commit;
+	uint64_t intent_overlay;
 };
 
 /* -- branch records: STATE_BRANCHES, branch name -> this. Absent: nothing uncommitted -- */

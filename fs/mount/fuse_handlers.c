@@ -371,9 +371,12 @@ static void handle_statfs(fuse_req_t request, fuse_ino_t node)
 
 static struct fuse_open_out open_out(const struct vfs_opened *opened)
 {
-	struct fuse_open_out out = {.fh = vfs_file_handle(opened->file),
-	                            .open_flags = FOPEN_NOFLUSH};
+	struct fuse_open_out out = {.fh = vfs_file_handle(opened->file)};
 	int32_t backing = opened->backing;
+	/* Pages that were written through a mapping reach us when it ends, or at close, which is
+	 * where the kernel says that a disk was full. (It asks us about the flush itself once.) */
+	if (backing > 0 || !vfs_file_writes(opened->file))
+		out.open_flags |= FOPEN_NOFLUSH;
 	if (backing > 0) {
 		out.open_flags |= FOPEN_PASSTHROUGH;
 		/* The field is called padding before 7.40. */

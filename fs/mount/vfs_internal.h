@@ -36,6 +36,7 @@ struct vfs {
 	/* Released, but perhaps still mapped for writing; looked at when somebody asks who writes,
 	 * and when there are lingering_max. files_lock. */
 	struct vfs_file *lingering;
+	struct vfs_file *lingering_beside; /* a list */
 	uint64_t lingering_max;
 	_Atomic(uint64_t) file_count, passthrough_opens, daemon_opens, stale, moves;
 	uid_t uid; /* who owns the root and the reports */

@@ -262,11 +262,13 @@ static int directory_keep(struct vfs *vfs, struct vfs_directory *directory)
 	return 0;
 }
 
-static void directory_enlist(struct vfs *vfs, struct vfs_directory *directory)
+static int directory_enlist(struct vfs *vfs, struct vfs_directory *directory)
 {
 	pthread_mutex_lock(&vfs->files_lock);
 	HASH_ADD(hh, vfs->directories, handle, sizeof(directory->handle), directory);
+	bool added = directory->hh.tbl != NULL;
 	pthread_mutex_unlock(&vfs->files_lock);
+	return added ? 0 : -ERR_NO_MEMORY;
 }
 
 int directory_restore(struct vfs *vfs, void *record)
@@ -286,8 +288,13 @@ int directory_restore(struct vfs *vfs, void *record)
 	directory->kept = kept;
 	directory->node = node;
 	directory->restored = true;
+	int result = directory_enlist(vfs, directory);
+	if (result < 0) {
+		free(directory);
+		node_put(vfs, node);
+		return result;
+	}
 	pthread_mutex_init(&directory->lock, NULL);
-	directory_enlist(vfs, directory);
 	return 0;
 }
 
@@ -332,15 +339,18 @@ int vfs_opendir(struct vfs *vfs, uint64_t id, struct vfs_directory **ret_directo
 	}
 	directory->node = node;
 	directory->handle = handle_new(vfs);
+	pthread_mutex_init(&directory->lock, NULL);
 	result = directory_keep(vfs, directory);
+	if (result >= 0)
+		result = directory_enlist(vfs, directory);
 	if (result < 0) {
+		keep_drop(vfs->keep, directory->kept);
+		pthread_mutex_destroy(&directory->lock);
 		free(directory);
 		node_put(vfs, node);
 		return result;
 	}
-	pthread_mutex_init(&directory->lock, NULL);
 	*ret_lasting = listing_lasts(vfs, node);
-	directory_enlist(vfs, directory);
 	*ret_directory = directory;
 	return 0;
 }

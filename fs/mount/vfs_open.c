@@ -357,7 +357,17 @@ static void file_free(struct vfs *vfs, struct vfs_file *file)
 	free(file);
 }
 
-static void file_enlist(struct vfs *vfs, struct vfs_file *file)
+static int file_enlist(struct vfs *vfs, struct vfs_file *file)
+{
+	pthread_mutex_lock(&vfs->files_lock);
+	HASH_ADD(hh, vfs->files, handle, sizeof(file->handle), file);
+	bool added = file->hh.tbl != NULL;
+	vfs->file_count += added;
+	pthread_mutex_unlock(&vfs->files_lock);
+	return added ? 0 : -ERR_NO_MEMORY;
+}
+
+static int file_publish(struct vfs *vfs, struct vfs_file *file)
 {
 	if (file->kept) {
 		*file->kept = (struct kept_file){.handle = file->handle,
@@ -368,18 +378,18 @@ static void file_enlist(struct vfs *vfs, struct vfs_file *file)
 		                                 .writes = file->writes};
 		keep_publish(file->kept, KEEP_FILE);
 	}
-	pthread_mutex_lock(&vfs->files_lock);
-	HASH_ADD(hh, vfs->files, handle, sizeof(file->handle), file);
-	vfs->file_count++;
-	pthread_mutex_unlock(&vfs->files_lock);
+	return file_enlist(vfs, file);
 }
 
 /* The handle counts in the state now. Open gate held. */
-static void file_attach(struct vfs *vfs, struct vfs_file *file, struct open_state *state,
-                        struct vfs_opened *ret_opened)
+static int file_attach(struct vfs *vfs, struct vfs_file *file, struct open_state *state,
+                       struct vfs_opened *ret_opened)
 {
 	struct node *node = file->node;
 	file->state = state;
+	int result = file_publish(vfs, file);
+	if (result < 0)
+		return result;
 	state->handles++;
 	*ret_opened = (struct vfs_opened){.file = file, .backing = state->backing};
 	nodes_lock(vfs->nodes);
@@ -394,7 +404,7 @@ static void file_attach(struct vfs *vfs, struct vfs_file *file, struct open_stat
 		vfs->passthrough_opens++;
 	else
 		vfs->daemon_opens++;
-	file_enlist(vfs, file);
+	return 0;
 }
 
 static int open_report(struct vfs *vfs, struct vfs_file *file, struct vfs_opened *ret_opened)
@@ -402,11 +412,11 @@ static int open_report(struct vfs *vfs, struct vfs_file *file, struct vfs_opened
 	if (file->writes)
 		return error_system(EACCES);
 	int result = report_text(vfs, file->node, &file->text);
-	if (result < 0)
-		return result;
-	*ret_opened = (struct vfs_opened){.file = file, .direct = true};
-	file_enlist(vfs, file);
-	return 0;
+	if (result == 0)
+		result = file_publish(vfs, file);
+	if (result == 0)
+		*ret_opened = (struct vfs_opened){.file = file, .direct = true};
+	return result;
 }
 
 static int open_node(struct vfs *vfs, struct vfs_file *file, int flags,
@@ -429,7 +439,7 @@ static int open_node(struct vfs *vfs, struct vfs_file *file, int flags,
 		result = read_state(vfs, node, state, message);
 	bool drop = result >= 0 && truncate && state->privileged && caller->uid != 0;
 	if (result >= 0)
-		file_attach(vfs, file, state, ret_opened);
+		result = file_attach(vfs, file, state, ret_opened);
 	open_end(vfs, node);
 	if (drop)
 		attributes_set(vfs, node, &(struct vfs_change){.which = VFS_DROP_PRIVILEGES},
@@ -450,6 +460,14 @@ static int sync_for_writes(struct vfs *vfs, const struct vfs_file *file, int fla
 	return maps || (writes && flags & O_DSYNC) ? vfs_sync_names(vfs) : 0;
 }
 
+void file_drop(struct vfs *vfs, struct vfs_file *file)
+{
+	if (file->is.number)
+		worktree_writer(vfs->lake->worktrees, file->is.number, -1);
+	node_put(vfs, file->node);
+	file_free(vfs, file);
+}
+
 int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *caller,
              struct vfs_opened *ret_opened, struct message *message)
 {
@@ -458,24 +476,19 @@ int vfs_open(struct vfs *vfs, uint64_t id, int flags, const struct vfs_caller *c
 	if (result < 0)
 		return result;
 	struct vfs_file *file = file_new(vfs, node, flags, caller);
-	result = file ? open_node(vfs, file, flags, caller, ret_opened, message) : -ERR_NO_MEMORY;
-	if (result < 0) {
-		file_free(vfs, file);
+	if (!file) {
 		node_put(vfs, node);
+		return -ERR_NO_MEMORY;
+	}
+	result = open_node(vfs, file, flags, caller, ret_opened, message);
+	if (result < 0) {
+		file_drop(vfs, file);
 		return result;
 	}
 	result = sync_for_writes(vfs, file, flags);
 	if (result < 0)
 		vfs_release(vfs, file);
 	return result;
-}
-
-void file_drop(struct vfs *vfs, struct vfs_file *file)
-{
-	if (file->is.number)
-		worktree_writer(vfs->lake->worktrees, file->is.number, -1);
-	node_put(vfs, file->node);
-	file_free(vfs, file);
 }
 
 uint64_t vfs_file_handle(const struct vfs_file *file)
@@ -598,9 +611,13 @@ static int create_handle(struct vfs *vfs, struct node *node, struct inode *inode
 		state_fill(vfs, node, state, data, inode);
 	else
 		file_data_close(data); /* somebody was quicker */
-	file_attach(vfs, file, state, ret_opened);
+	result = file_attach(vfs, file, state, ret_opened);
 	open_end(vfs, node);
-	return 0;
+	if (result < 0) { /* the caller counted the writer */
+		node_put(vfs, node);
+		file_free(vfs, file);
+	}
+	return result;
 }
 
 /* Inside the gate: everything but the handle, whose gate comes before this one. */
@@ -903,6 +920,12 @@ int file_restore(struct vfs *vfs, void *record)
 	                          .writes = kept->writes,
 	                          .is.number = kept->number,
 	                          .pid = kept->pid};
+	result = file_enlist(vfs, file);
+	if (result < 0) {
+		node_put(vfs, node);
+		free(file);
+		return result;
+	}
 	struct open_state *state = NULL;
 	if (node->kind == NODE_REPORT)
 		result = report_text(vfs, node, &file->text);
@@ -913,13 +936,11 @@ int file_restore(struct vfs *vfs, void *record)
 		state->handles++;
 		open_end(vfs, node);
 	}
-	if (file->is.number)
-		worktree_writer(vfs->lake->worktrees, file->is.number, 1);
-	pthread_mutex_lock(&vfs->files_lock);
-	HASH_ADD(hh, vfs->files, handle, sizeof(file->handle), file);
-	vfs->file_count++;
-	pthread_mutex_unlock(&vfs->files_lock);
-	return result;
+	int counted =
+	        file->is.number ? worktree_writer(vfs->lake->worktrees, file->is.number, 1) : 0;
+	if (counted < 0)
+		file->is.number = 0;
+	return counted < 0 ? counted : result;
 }
 
 void open_forget_request(struct vfs *vfs, uint64_t request)

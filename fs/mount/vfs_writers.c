@@ -10,8 +10,8 @@
 
 #define LINGERING_MIN 64 /* handles that linger before they are looked at unasked */
 
-/* One handle lingers for each staging file; `file` is dropped when there is one. Without memory it
- * counts as open for good. */
+/* One handle lingers for each staging file; `file` is dropped when there is one. What the table has
+ * no memory for lingers beside it. */
 static void linger_locked(struct vfs *vfs, struct vfs_file *file, struct vfs_file **dropped)
 {
 	struct vfs_file *other = NULL;
@@ -23,6 +23,10 @@ static void linger_locked(struct vfs *vfs, struct vfs_file *file, struct vfs_fil
 		return;
 	}
 	HASH_ADD(hh, vfs->lingering, is, sizeof(file->is), file);
+	if (!file->hh.tbl) {
+		file->next = vfs->lingering_beside;
+		vfs->lingering_beside = file;
+	}
 }
 
 static void files_drop(struct vfs *vfs, struct vfs_file *files)
@@ -60,7 +64,14 @@ void open_settle(struct vfs *vfs)
 	struct vfs_file *kept = NULL, *dropped = NULL, *file, *next;
 	pthread_mutex_lock(&vfs->files_lock);
 	struct vfs_file *lingering = steal(&vfs->lingering);
+	struct vfs_file *beside = steal(&vfs->lingering_beside);
 	pthread_mutex_unlock(&vfs->files_lock);
+	for (file = beside; file; file = next) {
+		next = file->next;
+		struct vfs_file **list = still_mapped(vfs, file) ? &kept : &dropped;
+		file->next = *list;
+		*list = file;
+	}
 	HASH_ITER (hh, lingering, file, next) {
 		struct vfs_file **list = still_mapped(vfs, file) ? &kept : &dropped;
 		HASH_DELETE(hh, lingering, file);
@@ -84,6 +95,7 @@ void lingering_drop(struct vfs *vfs)
 		HASH_DELETE(hh, vfs->lingering, file);
 		file_drop(vfs, file);
 	}
+	files_drop(vfs, steal(&vfs->lingering_beside));
 }
 
 /* Only of the last handle may one ask: where others are being opened the kernel may open the file
@@ -112,6 +124,9 @@ int open_writers(struct vfs *vfs, const char *branch,
 			buffer_append(&writers, &(struct writer){file->node->id, file->pid},
 			              sizeof(struct writer));
 	for (struct vfs_file *file = vfs->lingering; file; file = file->hh.next)
+		buffer_append(&writers, &(struct writer){file->node->id, file->pid},
+		              sizeof(struct writer));
+	for (struct vfs_file *file = vfs->lingering_beside; file; file = file->next)
 		buffer_append(&writers, &(struct writer){file->node->id, file->pid},
 		              sizeof(struct writer));
 	pthread_mutex_unlock(&vfs->files_lock);

@@ -19,6 +19,7 @@
 #include <execinfo.h>
 #include <fcntl.h>
 #include <link.h>
+#include <lmdb.h>
 #include <pthread.h>
 #include <spawn.h>
 #include <stdarg.h>
@@ -49,7 +50,8 @@
 	X(MAP, "mmap", ENOMEM) \
 	X(THREAD, "thread, process, pipe", EAGAIN) \
 	X(STORE, "store call", -ERR_STORE_AWAY) \
-	X(STORE_AFTER, "store call that acted", -ERR_STORE_AWAY)
+	X(STORE_AFTER, "store call that acted", -ERR_STORE_AWAY) \
+	X(TABLE, "LMDB's map full", MDB_MAP_FULL)
 enum fault_class {
 #define X(name, text, error) FAULT_##name,
 	FAULT_CLASSES(X)
@@ -511,6 +513,26 @@ FAULT_WRAP_RETURNS(posix_spawn, "posix_spawn", FAULT_THREAD,
                    (pid, path, actions, attributes, argv, envp))
 FAULT_WRAP(pipe2, "pipe2", int, FAULT_THREAD, -1, (int *fds, int flags), (fds, flags))
 FAULT_WRAP(eventfd, "eventfd", int, FAULT_THREAD, -1, (unsigned value, int flags), (value, flags))
+
+/* LMDB's map: what met its end can only be aborted, and ending it at commit is LMDB's. */
+FAULT_WRAP_RETURNS(mdb_put, "mdb_put", FAULT_TABLE,
+                   (MDB_txn * txn, MDB_dbi table, MDB_val *key, MDB_val *value, unsigned flags),
+                   (txn, table, key, value, flags))
+FAULT_WRAP_RETURNS(mdb_del, "mdb_del", FAULT_TABLE,
+                   (MDB_txn * txn, MDB_dbi table, MDB_val *key, MDB_val *value),
+                   (txn, table, key, value))
+FAULT_WRAP_RETURNS(mdb_drop, "mdb_drop", FAULT_TABLE, (MDB_txn * txn, MDB_dbi table, int delete),
+                   (txn, table, delete))
+
+int fault_mdb_txn_commit(MDB_txn *txn) __asm__("mdb_txn_commit") __attribute__((used));
+int fault_mdb_txn_commit(MDB_txn *txn)
+{
+	FAULT_NEXT(int, (MDB_txn *), "mdb_txn_commit");
+	int error = fault_due(FAULT_TABLE, FAULT_CALLER);
+	if (error)
+		mdb_txn_abort(txn);
+	return error ? error : next(txn);
+}
 
 /* -- the store's calls: the operations of any backend, replaced in place -- */
 

@@ -228,7 +228,7 @@ static const struct scenario scenarios[] = {
          prepare_branches,
          {OPEN, COMMAND("{'command':'log','revision':'main'}"),
           COMMAND("{'command':'diff','from':'main','to':'dev'}"),
-          COMMAND("{'command':'diff','from':'main'}"),
+          COMMAND("{'command':'diff','from':'main','branch':'main'}"),
           COMMAND("{'command':'show','revision':'dev'}"),
           COMMAND("{'command':'annotate','revision':'main','path':'d'}"),
           COMMAND("{'command':'ls','revision':'main','recursive':true}"),

@@ -27,8 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fs/commands/command.h"
+#include "fs/commands/command_internal.h"
 #include "fs/mount/vfs.h"
+#include "fs/worktree_internal.h"
 #include "tests/lib/fault_injection.h"
 
 #include <cmocka.h>
@@ -549,13 +550,13 @@ static int fault_run(const struct scenario *scenario, const struct fault_plan *p
 	state_of(&world, state);
 	unsigned found = find_state(state, step, failed, "opened again");
 	/* It works again. */
-	bool wants_lake = lake_is_there();
-	if (wants_lake && scenario->steps[0].run == step_open) {
+	if (lake_is_there() && scenario->prepare && scenario->steps[0].run != step_clone) {
 		must(step_open(&world, NULL), "opening", &world.message);
 		check_fsck(&world);
 	}
 	const struct step *next = &scenario->steps[step];
-	if (failed && found == step && next->run != step_open && next->run != step_close) {
+	bool opens = next->run == step_open || next->run == step_close;
+	if (failed && found == step && !opens) {
 		int result = run_step(&world, next);
 		if (result < 0 && reference->result[step] == 0)
 			broken("step %u again, without faults: %s (%s)", step, error_text(result),
@@ -613,7 +614,9 @@ static bool one(const struct scenario *scenario, const struct fault_plan *plan)
 	}
 	int status;
 	waitpid(child, &status, 0);
-	total.runs++;
+	if (++total.runs % 100 == 0 && getenv("FAULTS"))
+		fprintf(stderr, "# %s, %s: run %u\n", scenario->name,
+		        fault_classes[plan->class].text, total.runs);
 	bool fine = WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 77);
 	total.hits += WIFEXITED(status) && WEXITSTATUS(status) == 0;
 	if (fine)
@@ -767,6 +770,100 @@ static void test_scenario(void **state)
 	assert_int_equal(total.broken - bad, 0);
 }
 
+static bool any_name(void *context, const char *name, const struct vfs_entry *entry, uint64_t next)
+{
+	return true;
+}
+
+/* 0 when both handles were opened and used. */
+static int use_handles(struct world *world, uint64_t file, uint64_t above)
+{
+	struct vfs_opened opened;
+	struct vfs_directory *directory;
+	bool lasting;
+	int result = vfs_open(world->vfs, file, O_RDONLY, &caller, &opened, &world->message);
+	if (result < 0)
+		return result;
+	result = vfs_opendir(world->vfs, above, &directory, &lasting, &world->message);
+	if (result == 0) {
+		const struct vfs_list list = {.room = 65536, .entry = any_name};
+		result = vfs_readdir(world->vfs, directory, &list, &world->message);
+		vfs_releasedir(world->vfs, directory);
+	}
+	vfs_release(world->vfs, opened.file);
+	return result;
+}
+
+/* Small enough for every allocation: the tables of handles are among them. */
+static void handles_without_memory(void **state)
+{
+	struct world world = {0};
+	struct fault_plan plan = {.class = FAULT_ALLOCATE};
+	uint64_t file, above;
+	unsigned refused = 0;
+	strcpy(world.directory, lake_path);
+	remove_tree(AT_FDCWD, lake_path);
+	prepare_lake(&world);
+	assert_int_equal(walk(&world, "main/d/small", &file), 0);
+	assert_int_equal(walk(&world, "main/d", &above), 0);
+	for (bool hit = true; hit; plan.nth++) {
+		fault_arm(&plan);
+		int result = use_handles(&world, file, above);
+		hit = fault_disarm();
+		assert_true(result == 0 || (hit && result == -ERR_NO_MEMORY));
+		refused += result < 0;
+		assert_int_equal(use_handles(&world, file, above), 0);
+	}
+	assert_true(refused > 5);
+	leave(&world, file);
+	leave(&world, above);
+	step_close(&world, NULL);
+	remove_tree(AT_FDCWD, lake_path);
+}
+
+static int swap_without_memory(struct world *world, bool intend)
+{
+	const struct fault_plan plan = {.class = FAULT_ALLOCATE, .lasting = true};
+	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
+	CLEANUP(commit_pointer_free) struct commit *base = NULL;
+	struct worktree_view view;
+	assert_int_equal(worktree_get(world->lake->worktrees, "main", &worktree, NULL), 0);
+	assert_int_equal(worktree_base(worktree, &base), 0);
+	assert_int_equal(worktree_close_gate(worktree), 0);
+	if (intend)
+		assert_int_equal(worktree_intend(worktree, &base->self, &base->self, 0, 0, NULL),
+		                 0);
+	fault_arm(&plan);
+	int result = worktree_swap(worktree, base, 0, 0, NULL);
+	fault_disarm();
+	worktree_view(worktree, &view);
+	assert_true(result < 0 || view.overlay == 0);
+	worktree_open_gate(worktree);
+	return result;
+}
+
+/* Once a branch's ref has moved, its working tree follows: there is no way back. */
+static void a_moved_branch_needs_no_memory(void **state)
+{
+	struct world world = {0};
+	uint64_t node;
+	strcpy(world.directory, lake_path);
+	remove_tree(AT_FDCWD, lake_path);
+	prepare_lake(&world);
+	assert_int_equal(swap_without_memory(&world, false), 0); /* nothing is uncommitted */
+	make_file(&world, "main/new", "new\n");
+	assert_int_equal(swap_without_memory(&world, false), -ERR_NO_MEMORY);
+	assert_int_equal(walk(&world, "main/new", &node), 0);
+	leave(&world, node);
+	assert_int_equal(swap_without_memory(&world, true), 0);
+	assert_int_equal(walk(&world, "main/new", &node), -ERR_NOT_FOUND);
+	step_close(&world, NULL);
+	do_step(&world, step_open, NULL);
+	assert_int_equal(walk(&world, "main/new", &node), -ERR_NOT_FOUND);
+	step_close(&world, NULL);
+	remove_tree(AT_FDCWD, lake_path);
+}
+
 static int set_up(void **state)
 {
 	fault_prepare();
@@ -799,7 +896,7 @@ static bool is_quick(const char *name)
 
 int main(void)
 {
-	struct CMUnitTest tests[ARRAY_SIZE(scenarios)];
+	struct CMUnitTest tests[ARRAY_SIZE(scenarios) + 2];
 	const char *wanted = getenv("FAULTS_SCENARIO");
 	size_t count = 0;
 	note_crash_actions();
@@ -810,5 +907,10 @@ int main(void)
 			        .name = scenarios[i].name,
 			        .test_func = test_scenario,
 			        .initial_state = (void *)(uintptr_t)&scenarios[i]};
+	if (!wanted && !getenv("FAULTS")) {
+		tests[count++] = (struct CMUnitTest)cmocka_unit_test(handles_without_memory);
+		tests[count++] =
+		        (struct CMUnitTest)cmocka_unit_test(a_moved_branch_needs_no_memory);
+	}
 	return _cmocka_run_group_tests("faults", tests, count, set_up, tear_down);
 }

@@ -1,7 +1,9 @@
 /* state: batches, scans, kill -9, torn and damaged segments, full disks, numbers, threads. */
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <lmdb.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -600,6 +602,44 @@ static void a_fold_without_room_is_tried_again(void **unused)
 	state_close(state);
 }
 
+/* -- LMDB's map meets its end -- */
+
+static atomic_int full_puts; /* so many are refused; each time the map is as large as it is */
+
+int mdb_put(MDB_txn *txn, MDB_dbi table, MDB_val *key, MDB_val *value, unsigned flags)
+{
+	static int (*next)(MDB_txn *, MDB_dbi, MDB_val *, MDB_val *, unsigned);
+	if (next == NULL)
+		next = (int (*)(MDB_txn *, MDB_dbi, MDB_val *, MDB_val *, unsigned))(
+		        uintptr_t)dlsym(RTLD_NEXT, "mdb_put");
+	if (full_puts > 0) {
+		full_puts--;
+		return MDB_MAP_FULL;
+	}
+	return next(txn, table, key, value, flags);
+}
+
+static void a_map_that_is_too_small_grows(void **unused)
+{
+	killed(three_batches, NULL);
+	full_puts = 3; /* a segment for which the map must grow three times */
+	struct state *state = open_state();
+	assert_int_equal(full_puts, 0);
+	expect(state, "one", "1");
+	expect(state, "three", "333");
+	full_puts = 3;
+	assert_int_equal(put(state, "four", "4444"), 0);
+	assert_int_equal(full_puts, 0);
+	full_puts = 1;
+	assert_int_equal(state_fold(state, NULL), 0);
+	assert_int_equal(full_puts, 0);
+	state_close(state);
+	state = open_state();
+	expect(state, "two", "22");
+	expect(state, "four", "4444");
+	state_close(state);
+}
+
 /* -- threads -- */
 
 struct worker {
@@ -700,6 +740,8 @@ int main(void)
 	                                        make_small_disk, remove_small_disk),
 	        cmocka_unit_test_setup_teardown(a_fold_without_room_is_tried_again, make_small_disk,
 	                                        remove_small_disk),
+	        cmocka_unit_test_setup_teardown(a_map_that_is_too_small_grows, make_root,
+	                                        remove_root),
 	        cmocka_unit_test_setup_teardown(threads_share_it, make_root, remove_root),
 	        cmocka_unit_test_setup_teardown(folding_happens_by_itself, make_root, remove_root),
 	};

@@ -12,6 +12,7 @@
  * By default the scenarios in `quick`, and of each a bounded number of places (a call with all
  * its callers), from a seed. FAULTS_SCENARIO=name: that one; FAULTS=places: each place once, in
  * every scenario; FAULTS=full: every call; FAULTS=scenario/class/N[/lasting]: that one alone, here.
+ * FAULTS_CLASSES=abc: only the first three classes; FAULTS_ERROR=122: with that errno.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -595,8 +596,11 @@ static void tell_hang(int signal)
 }
 
 /* True when it holds. */
-static bool one(const struct scenario *scenario, const struct fault_plan *plan)
+static bool one(const struct scenario *scenario, const struct fault_plan *wanted)
 {
+	struct fault_plan with_error = *wanted, *plan = &with_error;
+	if (getenv("FAULTS_ERROR"))
+		with_error.error = atoi(getenv("FAULTS_ERROR"));
 	char log[96];
 	snprintf(log, sizeof(log), "%s/log", root);
 	fresh_lake();

@@ -275,7 +275,7 @@ def check_many(lake, tests):
         assert sum(entry.stat().st_size for entry in os.scandir(top)) == 0
         clock.lap("listed twice and looked at")
         lake.ctl("restore", "main", "--from", "main~1", "--", "many/entry-0000777")
-    with tests.case("removed, half of them while they are listed; the memory is free again"):
+    with tests.case("removed, half of them while they are listed; the memory stays within its limit"):
         many_removed(top, clock)
         lake.ctl("commit", "main", "-m", "none")
         memory = clock.lap("committed")

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "fs/mount/fuse_internal.h"
+#include "fs/mount/fuse_pace.h"
 
 #define TICK_NS 500000    /* a handler seen at two ticks in a row takes long */
 #define IDLE_END_S 10     /* idle workers end after it, but for the first */
@@ -62,8 +63,11 @@ struct worker {
 	/* its own: */
 	unsigned requests, samples, waiting;
 	unsigned lingered_in_vain, not_lingered;
-	bool crowded; /* the last window */
-	bool moved;   /* to the client's processor, at the last look */
+	bool crowded;        /* the last window */
+	bool moved;          /* to the client's processor, at the last look */
+	int64_t answered_ns; /* 0: not the sole reader since */
+	struct pace_window window;
+	unsigned followed; /* the pace's serial then */
 	int64_t follow_at_ms, follow_ms;
 };
 struct loop {
@@ -71,6 +75,7 @@ struct loop {
 	unsigned threads_max, seats_max;
 	pthread_mutex_t lock; /* guards the workers' lists and states; innermost */
 	struct worker *workers, *idle;
+	struct pace pace;
 	unsigned threads;
 	atomic_uint seats; /* written under the lock */
 	bool ending;
@@ -262,6 +267,31 @@ static bool move_to(int processor)
 	return true;
 }
 
+/* A sole reader measures how long its client takes to ask again, its own waking included. */
+static void note_gap(struct worker *worker)
+{
+	struct loop *loop = worker->loop;
+	int64_t mean_ns;
+	if (!worker->answered_ns ||
+	    !pace_gap(&worker->window, &loop->pace, monotonic_ns() - worker->answered_ns, &mean_ns))
+		return;
+	pthread_mutex_lock(&loop->lock);
+	pace_measured(&loop->pace, mean_ns);
+	pthread_mutex_unlock(&loop->lock);
+}
+
+static bool is_sole_reader(const struct worker *worker)
+{
+	return worker->seated &&
+	       atomic_load_explicit(&worker->loop->seats, memory_order_relaxed) == 1;
+}
+
+/* Does it pay to stay awake for a moment? */
+static bool lingers(const struct worker *worker)
+{
+	return pace_awake(&worker->loop->pace) && worker->lingered_in_vain < LINGER_TRIES;
+}
+
 /*
  * A sole reader that does not linger goes where its client runs. The kernel wakes a thread where it
  * ran last, when that processor is idle; so two that once ended up apart stay apart, and each
@@ -273,8 +303,10 @@ static void follow_client(struct worker *worker)
 {
 	const struct fuse_in_header *header = worker->buffer.mem;
 	int64_t now_ms = clock_monotonic_ms();
-	if (now_ms < worker->follow_at_ms || header->pid == 0)
+	unsigned serial = pace_serial(&worker->loop->pace);
+	if ((now_ms < worker->follow_at_ms && serial == worker->followed) || header->pid == 0)
 		return;
+	worker->followed = serial;
 	int processor = processor_of(header->pid);
 	bool apart = processor >= 0 && processor != sched_getcpu();
 	if (!apart || !worker->moved)
@@ -292,8 +324,7 @@ static void sample(struct worker *worker)
 	struct pollfd device = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
 	worker->requests = 0;
 	worker->waiting += poll(&device, 1, 0) > 0;
-	if (atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1 &&
-	    worker->lingered_in_vain >= LINGER_TRIES)
+	if (is_sole_reader(worker) && !lingers(worker))
 		follow_client(worker);
 	if (++worker->samples < WINDOW_SAMPLES)
 		return;
@@ -351,7 +382,8 @@ static void session_ended(struct loop *loop, int problem)
 static void linger(struct worker *worker)
 {
 	struct pollfd device = {.fd = fuse_session_fd(worker->loop->session), .events = POLLIN};
-	if (worker->lingered_in_vain >= LINGER_TRIES && ++worker->not_lingered < LINGER_PAUSE)
+	if (!pace_awake(&worker->loop->pace) ||
+	    (!lingers(worker) && ++worker->not_lingered < LINGER_PAUSE))
 		return;
 	worker->not_lingered = 0;
 	int64_t until_ns = monotonic_ns() + LINGER_NS;
@@ -389,11 +421,13 @@ static void *work(void *context)
 	self = worker;
 	worker->buffer.mem = ready_memory();
 	while (!fuse_session_exited(loop->session)) {
-		if (worker->seated && atomic_load_explicit(&loop->seats, memory_order_relaxed) == 1)
+		worker->answered_ns = is_sole_reader(worker) ? monotonic_ns() : 0;
+		if (worker->answered_ns)
 			linger(worker);
 		int got = fuse_session_receive_buf(loop->session, &worker->buffer);
 		if (got == -EINTR || got == -EAGAIN)
 			continue;
+		note_gap(worker);
 		if (got <= 0) {
 			session_ended(loop, got);
 			break;

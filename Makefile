@@ -37,7 +37,7 @@ ASAN := build/sanitize-address-undefined
 TSAN := build/sanitize-thread
 # Unit tests whose modules run threads: these also run under ThreadSanitizer.
 THREADED := test_odb test_packer test_pack_window test_cache test_cache_files test_cache_ahead test_state test_worktree test_file_data \
-	test_snapshot test_follow test_known test_program test_rules test_vfs test_object test_s3_store test_s3_credentials test_webhook
+	test_snapshot test_follow test_known test_program test_rules test_vfs test_vfs_ahead test_object test_s3_store test_s3_credentials test_webhook
 FUZZ_SECONDS ?= 10
 
 quiet = @printf '%-5s %s\n' $(1) $(subst $(BUILD)/,,$@);

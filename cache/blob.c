@@ -215,3 +215,8 @@ bool blob_complete(const struct blob *blob)
 {
 	return blob->complete;
 }
+
+bool blob_fetched(const struct blob *blob)
+{
+	return blob->fetched;
+}

@@ -207,6 +207,8 @@ static int prepare(struct blob *blob, const struct content *content, struct mess
 	if (error)
 		return error;
 	bool complete = blob->complete;
+	if (!complete)
+		blob->fetched = true;
 	count_use(blob->cache, complete);
 	if (!complete && content->size <= blob->cache->whole_file_bytes)
 		error = fetch_range(blob, 0, content->size, message);

@@ -19,6 +19,8 @@
 #ifndef CACHE_CACHE_H
 #define CACHE_CACHE_H
 
+#include <stdatomic.h>
+
 #include "store/content.h"
 
 struct cache;
@@ -43,6 +45,8 @@ void blob_unref(struct blob *blob); /* accepts NULL */
 /* Read-only descriptor of the local file; the blob's, valid until blob_unref. */
 int blob_descriptor(const struct blob *blob);
 bool blob_complete(const struct blob *blob);
+/* Was there no complete local copy when it was opened? */
+bool blob_fetched(const struct blob *blob);
 /* A read: make [offset, offset+length) present (verified). Ranges are rounded to chunks; where
  * reading goes on, what comes next is fetched ahead in the background. Blocks on the store only for
  * what was asked for. -ERR_STORE_AWAY, -ERR_CORRUPT, -ERR_NO_SPACE. */
@@ -55,6 +59,10 @@ bool cache_has(struct cache *cache, const struct content *content);
  * are one request. The others are left to cache_get; so is everything when it fails. */
 int cache_fetch_many(struct cache *cache, const struct content *contents, size_t count,
                      struct message *message);
+/* The same, one after the other and each by the window it lies in, for somebody who may open them
+ * soon, until `stop`, or there is no room, or the store is away. Of what fails nobody hears. */
+void cache_fetch_ahead(struct cache *cache, const struct content *contents, size_t count,
+                       const atomic_bool *stop);
 /* How many bytes it may hold before something is evicted. Reads the blobs' directories. */
 uint64_t cache_capacity(struct cache *cache);
 /* Make the finished local file `path` the blob of `content` by renaming it (same file system).

@@ -498,7 +498,7 @@ static void tell(struct job *job, int error, const struct message *why)
 	if (error == -ERR_NO_SPACE)
 		blob->unwanted = true;
 	if (job->kind != JOB_DEMAND && (error == -ERR_STORE_AWAY || error == -ERR_NO_SPACE))
-		blob->cache->ahead_pause_until_ms = clock_monotonic_ms() + AHEAD_PAUSE_MS;
+		ahead_pause(blob->cache);
 	withdraw(job);
 }
 
@@ -578,6 +578,16 @@ void job_abandon(struct job *job)
 
 /* -- fetching ahead -- */
 
+void ahead_pause(struct cache *cache)
+{
+	cache->ahead_pause_until_ms = clock_monotonic_ms() + AHEAD_PAUSE_MS;
+}
+
+bool ahead_pauses(const struct cache *cache)
+{
+	return clock_monotonic_ms() < cache->ahead_pause_until_ms;
+}
+
 /* Locked. */
 static void enter_ahead(struct blob *blob, struct job *job)
 {
@@ -629,8 +639,7 @@ static uint64_t fetch_ahead(struct blob *blob, enum job_kind kind, uint64_t star
 		claiming.bytes_max = cache->fetch_bytes_max / 4;
 	uint64_t peak, under_way = pool_bytes(cache->pool, &peak);
 	*ret_claimed = 0;
-	if (clock_monotonic_ms() < cache->ahead_pause_until_ms ||
-	    !evict_for_ahead(cache, under_way + (end - start)))
+	if (ahead_pauses(cache) || !evict_for_ahead(cache, under_way + (end - start)))
 		return start;
 	while (start < end && !cache->closing) {
 		pthread_mutex_lock(&blob->lock);

@@ -91,6 +91,7 @@ struct blob {
 	struct id id;          /* of the content; constant */
 	uint64_t size;         /* constant */
 	_Atomic bool complete; /* every byte is in the file, which has its final name */
+	_Atomic bool fetched;  /* ... which it had not when it was opened */
 
 	/* table_lock */
 	UT_hash_handle hh;
@@ -222,6 +223,10 @@ int fetch_range(struct blob *blob, uint64_t start, uint64_t end, struct message 
 int job_run(struct job *job, struct message *message);
 /* Give up one that was taken out of the queue: nobody has it claimed any more. */
 void job_abandon(struct job *job);
+
+/* Fetching ahead failed: not again at once. */
+void ahead_pause(struct cache *cache);
+bool ahead_pauses(const struct cache *cache);
 
 /* -- pool.c -- */
 int pool_new(uint64_t bytes_max, struct pool **ret_pool);

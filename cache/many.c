@@ -100,3 +100,25 @@ int cache_fetch_many(struct cache *cache, const struct content *contents, size_t
 		keeper_wake(cache);
 	return error;
 }
+
+void cache_fetch_ahead(struct cache *cache, const struct content *contents, size_t count,
+                       const atomic_bool *stop)
+{
+	CLEANUP(buffer_release) struct buffer scratch = {0};
+	struct filling filling = {.cache = cache};
+	int error = 0;
+	for (size_t i = 0; i < count && !*stop && !cache->closing; i++) {
+		const struct content *content = &contents[i];
+		if (!is_one_chunk(content) || cache_has(cache, content))
+			continue;
+		if (ahead_pauses(cache) || !evict_for_ahead(cache, content->size))
+			break;
+		filling.contents = &content;
+		error = odb_visit_chunks(cache->odb, &content->pointer, 1, &scratch, fill, &filling,
+		                         NULL);
+		if (error == -ERR_STORE_AWAY || error == -ERR_NO_SPACE)
+			ahead_pause(cache);
+	}
+	if (durable_due(cache))
+		keeper_wake(cache);
+}

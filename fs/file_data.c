@@ -255,6 +255,11 @@ int file_data_local(const struct file_data *data)
 	return -1;
 }
 
+bool file_data_fetched(const struct file_data *data)
+{
+	return data->kind == DATA_CONTENT && data->blob != NULL && blob_fetched(data->blob);
+}
+
 /* -- reading -- */
 
 static int out_of_place(struct message *message, int error, const char *what)

@@ -241,6 +241,8 @@ void file_data_close(struct file_data *data);
 /* A descriptor that holds every byte of the file, for passthrough: -1 when not wholly local.
  * Valid until close. Writable when opened for writing. */
 int file_data_local(const struct file_data *data);
+/* Was it opened on committed content that was not wholly local before? */
+bool file_data_fetched(const struct file_data *data);
 ssize_t file_data_read(struct file_data *data, void *out, size_t length, uint64_t offset,
                        struct message *message);
 ssize_t file_data_write(struct file_data *data, const void *bytes, size_t length, uint64_t offset,

@@ -34,6 +34,8 @@ int vfs_new(struct lake *lake, const struct vfs_kernel *kernel, struct keep *kee
 	vfs->keep = keep;
 	vfs->next_handle = 1;
 	result = keep ? vfs_restore(vfs) : 0;
+	if (result >= 0 && lake->cache)
+		result = ahead_new(vfs, &vfs->ahead);
 	if (result < 0) {
 		vfs_free(vfs);
 		return result;
@@ -48,6 +50,7 @@ void vfs_free(struct vfs *vfs)
 	if (!vfs)
 		return;
 	vfs_observe(vfs, false);
+	ahead_free(vfs->ahead);
 	open_let_go(vfs);
 	while (vfs->directories)
 		vfs_releasedir(vfs, vfs->directories);

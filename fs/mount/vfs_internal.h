@@ -38,6 +38,7 @@ struct vfs {
 	struct vfs_file *lingering;
 	struct vfs_file *lingering_beside; /* a list */
 	uint64_t lingering_max;
+	struct ahead *ahead; /* NULL without a cache */
 	_Atomic(uint64_t) file_count, passthrough_opens, daemon_opens, stale, moves;
 	uid_t uid; /* who owns the root and the reports */
 	gid_t gid;
@@ -192,7 +193,17 @@ int report_text(struct vfs *vfs, const struct node *node, struct buffer *ret_tex
 
 /* -- vfs_list.c -- */
 int directory_restore(struct vfs *vfs, void *kept);
+/* Names after `after`, once: -ERR_STALE when they may have changed meanwhile. As worktree_list. */
+int directory_peek(struct vfs *vfs, struct node *directory, const char *after, list_fn *callback,
+                   void *context);
 void directory_forget_request(struct vfs *vfs, uint64_t request);
+
+/* -- vfs_ahead.c -- */
+struct ahead;
+int ahead_new(struct vfs *vfs, struct ahead **ret_ahead);
+void ahead_free(struct ahead *ahead); /* waits for a fetch under way; accepts NULL */
+/* Committed content was opened; `fetched`: it was not local. Does not block. */
+void ahead_opened(struct vfs *vfs, struct node *node, const struct content *content, bool fetched);
 
 /* -- vfs_again.c -- */
 enum intent { INTENT_OTHER, INTENT_LINK, INTENT_REMOVE, INTENT_RENAME, INTENT_EXCHANGE };

@@ -99,7 +99,7 @@ static int batch_add(void *context, const char *name, size_t length, const struc
 }
 
 static int view_list(struct vfs *vfs, const struct pointer *tree, const char *after,
-                     struct batch *batch, struct message *message)
+                     list_fn *callback, void *context, struct message *message)
 {
 	struct tree_iterator *iterator;
 	const struct tree_entry *entry;
@@ -109,11 +109,46 @@ static int view_list(struct vfs *vfs, const struct pointer *tree, const char *af
 	while ((result = tree_next(iterator, &entry, message)) == 0) {
 		struct tree_entry copy = *entry;
 		struct found found = {.mode = entry->attributes.mode, .entry = &copy};
-		if (batch_add(batch, entry->name, entry->name_length, &found) != 0)
+		if (callback(context, entry->name, entry->name_length, &found) != 0)
 			break;
 	}
 	tree_iterator_free(iterator);
 	return result == -ERR_NOT_FOUND || result == 0 ? 0 : result;
+}
+
+/* Names after `after`. -ERR_STALE: what was listed may not be what is bound. */
+static int list_bound(struct vfs *vfs, const struct node *node, const struct binding *binding,
+                      const char *after, list_fn *callback, void *context, struct message *message)
+{
+	int result;
+	if (node->scope->worktree)
+		result = worktree_list(node->scope->worktree, &binding->directory, after,
+		                       strlen(after), callback, context, message);
+	else
+		result =
+		        view_list(vfs, &binding->directory.tree, after, callback, context, message);
+	if (result >= 0 && scope_epoch(node->scope) != binding->epoch)
+		result = -ERR_STALE;
+	return result;
+}
+
+static bool is_removed(struct vfs *vfs, const struct node *node)
+{
+	nodes_lock(vfs->nodes);
+	bool removed = node->orphan != NULL;
+	nodes_unlock(vfs->nodes);
+	return removed;
+}
+
+int directory_peek(struct vfs *vfs, struct node *directory, const char *after, list_fn *callback,
+                   void *context)
+{
+	struct binding binding;
+	if (!directory->scope || is_removed(vfs, directory))
+		return -ERR_STALE;
+	int result = node_bind(vfs, directory, false, &binding, NULL);
+	return result < 0 ? result
+	                  : list_bound(vfs, directory, &binding, after, callback, context, NULL);
 }
 
 /* Fill the batch with names after `after`. *ret_epoch: what they were read in. */
@@ -121,10 +156,7 @@ static int batch_fill(struct vfs *vfs, struct node *node, const char *after, str
                       uint64_t *ret_epoch, struct message *message)
 {
 	int result = -ERR_STALE;
-	nodes_lock(vfs->nodes);
-	bool removed = node->orphan != NULL;
-	nodes_unlock(vfs->nodes);
-	if (removed)
+	if (is_removed(vfs, node))
 		return 0;
 	for (int i = 0; i < VFS_TRIES && result == -ERR_STALE; i++) {
 		struct binding binding;
@@ -132,13 +164,7 @@ static int batch_fill(struct vfs *vfs, struct node *node, const char *after, str
 		if (result < 0)
 			return result;
 		*ret_epoch = binding.epoch;
-		if (node->scope->worktree)
-			result = worktree_list(node->scope->worktree, &binding.directory, after,
-			                       strlen(after), batch_add, batch, message);
-		else
-			result = view_list(vfs, &binding.directory.tree, after, batch, message);
-		if (result >= 0 && scope_epoch(node->scope) != binding.epoch)
-			result = -ERR_STALE;
+		result = list_bound(vfs, node, &binding, after, batch_add, batch, message);
 		if (result != -ERR_STALE)
 			break;
 		batch_release(batch);

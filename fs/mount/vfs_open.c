@@ -201,6 +201,7 @@ static int read_state(struct vfs *vfs, struct node *node, struct open_state *sta
 			return S_ISDIR(inode.attributes.mode) ? -ERR_IS_DIRECTORY : -ERR_INVALID;
 		result = data_open(vfs, &inode, &data, message);
 		if (result >= 0) {
+			ahead_opened(vfs, node, &inode.content, file_data_fetched(data));
 			state_fill(vfs, node, state, data, &inode);
 			return 0;
 		}

@@ -297,6 +297,7 @@ void blob_release(struct blob *blob)
 	pthread_mutex_lock(&cache->table_lock);
 	if (--blob->references == 0)
 		dropped = retire(cache, blob);
+	pthread_cond_broadcast(&cache->released);
 	pthread_mutex_unlock(&cache->table_lock);
 	struct stat status;
 	if (dropped && dropped->complete && fstat(dropped->descriptor, &status) == 0)
@@ -450,6 +451,7 @@ static void cache_free(struct cache *cache)
 	close_descriptor(&cache->recents);
 	close_descriptor(&cache->partials);
 	pthread_mutex_destroy(&cache->table_lock);
+	pthread_cond_destroy(&cache->released);
 	pthread_mutex_destroy(&cache->maintenance);
 	pthread_mutex_destroy(&cache->scan_lock);
 	pthread_mutex_destroy(&cache->keeper_lock);
@@ -513,6 +515,7 @@ static int cache_new(const char *directory, struct odb *odb, const struct cache_
 	if (cache->fetch_bytes_max < FETCH_BYTES_MAX_MIN)
 		cache->fetch_bytes_max = FETCH_BYTES_MAX_MIN;
 	pthread_mutex_init(&cache->table_lock, NULL);
+	pthread_cond_init(&cache->released, NULL);
 	pthread_mutex_init(&cache->maintenance, NULL);
 	pthread_mutex_init(&cache->scan_lock, NULL);
 	pthread_mutex_init(&cache->keeper_lock, NULL);

@@ -900,15 +900,16 @@ int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct mess
 	return error;
 }
 
-/* What fills the disk must be gone when the last handle is: nobody may be writing to it any more.
- */
+/* What fills the disk must be gone when the last handle is: no job may be writing to it any more,
+ * nor hold the last reference. */
 static void give_up(struct blob *blob)
 {
-	pool_cancel(blob->cache->pool, blob);
-	pthread_mutex_lock(&blob->lock);
-	while (blob->jobs)
-		pthread_cond_wait(&blob->changed, &blob->lock);
-	pthread_mutex_unlock(&blob->lock);
+	struct cache *cache = blob->cache;
+	pool_cancel(cache->pool, blob);
+	pthread_mutex_lock(&cache->table_lock);
+	while (blob->references > blob->users)
+		pthread_cond_wait(&cache->released, &cache->table_lock);
+	pthread_mutex_unlock(&cache->table_lock);
 }
 
 int blob_complete_now(struct blob *blob, const struct progress *progress, struct message *message)

@@ -142,6 +142,7 @@ struct cache {
 	uint64_t fetch_bytes_max;
 	_Atomic int64_t ahead_pause_until_ms; /* fetching ahead failed: not before */
 
+	pthread_cond_t released;    /* with table_lock: a blob has a reference less */
 	pthread_mutex_t table_lock; /* guards until the next lock */
 	struct blob *table;
 	struct blob *idle; /* least recently used first */

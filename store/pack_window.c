@@ -416,6 +416,10 @@ static struct window *window_get(struct windows *windows, const uint8_t pack[PAC
 		if (view) {
 			view->misses++;
 			around = blocks_around(view, around, run_next(windows, view), side);
+		} else if (side == WINDOW_BEFORE && around.count == 1 && around.first > 0 &&
+		           windows->run_max > 1) {
+			/* A commit or a directory's root: what it leads to lies before it. */
+			around = (struct blocks){around.first - 1, 2};
 		}
 		window = window_add(windows, pack, around.first, around.count);
 		if (!window)

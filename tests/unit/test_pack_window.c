@@ -204,16 +204,15 @@ static void test_near_stores_have_none(void **state)
 	assert_int_equal(stats_of(&many).read_bytes, 20 * RECORD_BYTES);
 }
 
-/* Trees are written from their leaves up and read from their root down. */
-static void test_nodes_from_the_last(void **state)
+/* In one tree pack, the root last, and nothing at hand. */
+static void write_nodes(struct many *many, struct fixture *fixture, struct pointer *pointers,
+                        size_t count)
 {
-	struct fixture *fixture = *state;
-	struct many many = {.fixture = fixture};
-	struct pointer pointers[600];
 	char logical[64], places[3000];
 
+	*many = (struct many){.fixture = fixture};
 	fixture->wrapper->store.ops = &distant_ops;
-	for (size_t i = 0; i < ARRAY_SIZE(pointers); i++) {
+	for (size_t i = 0; i < count; i++) {
 		snprintf(logical, sizeof(logical), "node %zu", i);
 		for (size_t j = 0; j < sizeof(places); j++)
 			places[j] = (char)('!' + random_u64() % 90);
@@ -221,18 +220,49 @@ static void test_nodes_from_the_last(void **state)
 		add_record(fixture, RECORD_NODE, logical, places, &pointers[i]);
 	}
 	flush(fixture);
-	open_cold(&many, 0);
-	for (size_t i = ARRAY_SIZE(pointers), read = 0; read < ARRAY_SIZE(pointers); read++) {
-		struct record *record;
+	open_cold(many, 0);
+}
 
-		i = read ? read - 1 : ARRAY_SIZE(pointers) - 1; /* the root, then all in order */
-		assert_int_equal(
-		        odb_read_record(fixture->odb, RECORD_NODE, &pointers[i], &record, NULL), 0);
-		snprintf(logical, sizeof(logical), "node %zu", i);
-		assert_memory_equal(record->logical, logical, strlen(logical));
-		record_unref(record);
-	}
+static void expect_node(struct fixture *fixture, const struct pointer *pointers, size_t i)
+{
+	char logical[64];
+	struct record *record;
+
+	assert_int_equal(odb_read_record(fixture->odb, RECORD_NODE, &pointers[i], &record, NULL),
+	                 0);
+	snprintf(logical, sizeof(logical), "node %zu", i);
+	assert_memory_equal(record->logical, logical, strlen(logical));
+	record_unref(record);
+}
+
+/* Trees are written from their leaves up and read from their root down. */
+static void test_nodes_from_the_last(void **state)
+{
+	struct many many;
+	struct pointer pointers[600];
+
+	write_nodes(&many, *state, pointers, ARRAY_SIZE(pointers));
+	expect_node(*state, pointers, ARRAY_SIZE(pointers) - 1);
+	for (size_t i = 0; i + 1 < ARRAY_SIZE(pointers); i++)
+		expect_node(*state, pointers, i);
 	assert_in_range(gets(&many), 1, 7);
+}
+
+/* What a root leads to mostly lies right before it. */
+static void test_a_root_brings_the_block_before(void **state)
+{
+	struct many many;
+	struct pointer pointers[600];
+	size_t last = ARRAY_SIZE(pointers) - 1, i = last;
+
+	write_nodes(&many, *state, pointers, ARRAY_SIZE(pointers));
+	expect_node(*state, pointers, last);
+	while (pointers[i].place.offset / WINDOW_BLOCK_BYTES ==
+	       pointers[last].place.offset / WINDOW_BLOCK_BYTES)
+		i--;
+	expect_node(*state, pointers, i - 1);
+	assert_int_equal(gets(&many), 1);
+	assert_true(stats_of(&many).window_fetched_bytes <= 2 * WINDOW_BLOCK_BYTES);
 }
 
 /* -- damage -- */
@@ -427,6 +457,7 @@ int main(void)
 	        PLAIN(test_large_chunks_pass_by),
 	        PLAIN(test_near_stores_have_none),
 	        PLAIN(test_nodes_from_the_last),
+	        PLAIN(test_a_root_brings_the_block_before),
 	        PLAIN(test_damage_on_the_way_is_fetched_again),
 	        PLAIN(test_damage_in_the_store_is_named),
 	        PLAIN(test_pack_cut_short),

@@ -33,13 +33,14 @@ static int write_blob(struct cache *cache, const struct content *content, const 
 	id_to_hex(&content->pointer.id, final_name);
 	if (renameat2(cache->partials, name, cache->recents, final_name, RENAME_NOREPLACE) < 0)
 		return error_system(errno);
-	pthread_mutex_lock(&cache->table_lock);
-	cache->counters.fetched_bytes += content->size;
-	pthread_mutex_unlock(&cache->table_lock);
 	supersede(cache, &content->pointer.id);
 	/* Without memory for the entry the file waits in recent/ for the next opening. */
 	verify_trust(cache, &content->pointer.id, status.st_ino);
 	(void)recent_add(cache, &content->pointer.id, disk_bytes_of(&status));
+	/* Last: whoever sees the count finds the file. */
+	pthread_mutex_lock(&cache->table_lock);
+	cache->counters.fetched_bytes += content->size;
+	pthread_mutex_unlock(&cache->table_lock);
 	return 0;
 }
 

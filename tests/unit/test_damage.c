@@ -1,10 +1,11 @@
 /*
  * One bit of one byte of any file of a small lake is another, stored or local: nothing else is ever
  * shown than before, except an error; nothing crashes or hangs. What is stored is also named by
- * fsck. DAMAGE_FULL=1 tries every byte instead of a sample, DAMAGE_SEED chooses bits, DAMAGE_ONLY
- * restricts to files whose name has that in it, DAMAGE_VERBOSE tells of each byte that did not
- * matter.
+ * fsck. DAMAGE_FULL=1 tries every byte instead of a sample (DAMAGE_PART=k/n: each n-th of them from
+ * the k-th on, so that several can run at once), DAMAGE_SEED chooses bits, DAMAGE_ONLY restricts to
+ * files whose name has that in it, DAMAGE_VERBOSE tells of each byte that did not matter.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -24,6 +25,7 @@
 #define SAMPLE 1600
 #define HANG_S 40
 #define FILES_MAX 256
+#define DIRECTORIES_MAX 1024
 #define ITEMS_MAX 512
 #define JOURNAL_HEADER 64
 #define BATCH_HEADER 24
@@ -41,6 +43,15 @@ struct file {
 };
 static struct file files[FILES_MAX];
 static size_t file_count;
+
+/* As restored. A try changes few of some hundred directories and files: only what no longer looks
+ * like this is put back. */
+static struct made_directory {
+	char path[300];
+	struct stat status;
+} directories[DIRECTORIES_MAX];
+static size_t directory_count;
+static struct stat written[FILES_MAX];
 
 static void must(int r, const char *what, const struct message *message)
 {
@@ -98,12 +109,99 @@ static void write_file(const struct file *file)
 	close(fd);
 }
 
-static void restore_files(void)
+static bool same_status(const char *path, const struct stat *before)
+{
+	struct stat now;
+	return lstat(path, &now) == 0 && now.st_ino == before->st_ino &&
+	       now.st_size == before->st_size && now.st_mtim.tv_sec == before->st_mtim.tv_sec &&
+	       now.st_mtim.tv_nsec == before->st_mtim.tv_nsec &&
+	       now.st_ctim.tv_sec == before->st_ctim.tv_sec &&
+	       now.st_ctim.tv_nsec == before->st_ctim.tv_nsec;
+}
+
+static void restore_file(size_t i)
+{
+	char path[300];
+	snprintf(path, sizeof path, "%s/%s", live, files[i].path);
+	/* What is written through a mapping may leave the times as they are. */
+	if (!strstr(path, "/lock.mdb") && same_status(path, &written[i]))
+		return;
+	write_file(&files[i]);
+	if (lstat(path, &written[i]) < 0)
+		abort();
+}
+
+static bool is_noted(const char *path)
+{
+	size_t length = strlen(path);
+	for (size_t i = 0; i < file_count; i++)
+		if (strncmp(files[i].path, path, length) == 0 &&
+		    (files[i].path[length] == '\0' || files[i].path[length] == '/'))
+			return true;
+	for (size_t i = 0; i < directory_count; i++)
+		if (strcmp(directories[i].path + strlen(live) + 1, path) == 0)
+			return true;
+	return false;
+}
+
+/* What was not there, in a directory that looks changed. */
+static void drop_new(struct made_directory *directory)
+{
+	DIR *stream = opendir(directory->path);
+	const struct dirent *entry;
+	while (stream && (entry = readdir(stream))) {
+		char path[600];
+		snprintf(path, sizeof path, "%.290s/%.255s", directory->path, entry->d_name);
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") &&
+		    !is_noted(path + strlen(live) + 1))
+			remove_tree(path);
+	}
+	if (stream)
+		closedir(stream);
+}
+
+static int note_directory(const char *path, const struct stat *status, int kind, struct FTW *walk)
+{
+	if (kind == FTW_D) {
+		assert_true(directory_count < DIRECTORIES_MAX);
+		struct made_directory *directory = &directories[directory_count++];
+		snprintf(directory->path, sizeof directory->path, "%s", path);
+		directory->status = (struct stat){0};
+	}
+	return 0;
+}
+
+/* Opening a lake makes hundreds of them, which may stay. */
+static void note_directories(void)
+{
+	directory_count = 0;
+	nftw(live, note_directory, 16, FTW_PHYS);
+}
+
+/* From nothing: other files are noted. */
+static void restore_all(void)
 {
 	remove_tree(live);
 	mkdir(live, 0700);
+	memset(written, 0, sizeof written);
 	for (size_t i = 0; i < file_count; i++)
-		write_file(&files[i]);
+		restore_file(i);
+}
+
+static void restore_files(void)
+{
+	static bool touched[DIRECTORIES_MAX];
+	for (size_t i = 0; i < directory_count; i++) {
+		struct made_directory *directory = &directories[i];
+		touched[i] = !same_status(directory->path, &directory->status);
+		if (touched[i] && mkdir(directory->path, 0700) < 0)
+			drop_new(directory);
+	}
+	for (size_t i = 0; i < file_count; i++)
+		restore_file(i);
+	for (size_t i = 0; i < directory_count; i++)
+		if (touched[i] && lstat(directories[i].path, &directories[i].status) < 0)
+			abort();
 }
 
 /* -- what a lake shows: lines "path: digest", or "path: error" -- */
@@ -579,7 +677,10 @@ static size_t choose(struct spot **ret_places)
 	const char *full = getenv("DAMAGE_FULL"), *only = getenv("DAMAGE_ONLY");
 	const char *seed_text = getenv("DAMAGE_SEED");
 	unsigned seed = seed_text ? (unsigned)atoi(seed_text) : (unsigned)getpid();
-	size_t total = 0, count = 0;
+	unsigned part = 1, parts = 1;
+	if (getenv("DAMAGE_PART") && sscanf(getenv("DAMAGE_PART"), "%u/%u", &part, &parts) != 2)
+		fail_msg("DAMAGE_PART is k/n");
+	size_t total = 0, count = 0, seen = 0;
 	for (size_t i = 0; i < file_count; i++)
 		total += files[i].bytes.length;
 	struct spot *places = calloc(total + 1, sizeof *places);
@@ -589,13 +690,17 @@ static size_t choose(struct spot **ret_places)
 			continue;
 		/* Of each file as many, so that small ones are seen; the sample's are spread. */
 		size_t wanted = full ? length : SAMPLE / 2 / file_count + 1;
-		for (size_t j = 0; j < length && j < wanted; j++)
+		for (size_t j = 0; j < length && j < wanted; j++, seen++) {
+			uint8_t mask = (uint8_t)(1u << rand_r(&seed) % 8);
+			if (seen % parts + 1 != part)
+				continue;
 			places[count++] = (struct spot){
 			        .file = i,
 			        .offset = full ? j
 			                       : (j * length + (unsigned)rand_r(&seed) % length) /
 			                                  wanted,
-			        .mask = (uint8_t)(1u << rand_r(&seed) % 8)};
+			        .mask = mask};
+		}
 	}
 	print_message("seed %u: %zu of %zu bytes in %zu files\n", seed, count, total, file_count);
 	*ret_places = places;
@@ -611,8 +716,9 @@ static void try_all(void)
 	assert_true(tally != MAP_FAILED);
 	note_files();
 	settle_in_child();
-	restore_files();
+	restore_all();
 	show_lake(&before);
+	note_directories();
 	size_t count = choose(&places);
 	size_t deaths = run_places(places, count, &before, tally);
 	print_message("damaged %zu: refused to open %zu, errors %zu, named by fsck %zu, no matter "
@@ -640,7 +746,7 @@ static void test_after_kill(void **state)
 
 static void test_after_closing(void **state)
 {
-	restore_files();
+	restore_all();
 	settle_in_child(); /* opens, folds, closes */
 	try_all();
 }

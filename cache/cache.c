@@ -109,9 +109,9 @@ int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *
 	/* A sync may move the file from recent/ to blobs/ at any moment, but never back: looking
 	 * in this order cannot miss it. */
 	if (recent_has(cache, id))
-		descriptor = openat(cache->recents, path + 3, O_RDONLY | O_CLOEXEC);
+		descriptor = openat(cache->recents, path + 3, OPEN_COPY);
 	if (descriptor < 0)
-		descriptor = openat(cache->blobs, path, O_RDONLY | O_CLOEXEC);
+		descriptor = openat(cache->blobs, path, OPEN_COPY);
 	if (descriptor < 0)
 		return error_system(errno);
 	struct stat status;

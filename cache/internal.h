@@ -56,6 +56,8 @@
 #define TOUCH_INTERVAL_MS 60000
 #define IDLE_BLOBS_MAX 1024
 #define SHARDS 256
+/* What has a copy's name and is none is neither followed nor waited for. */
+#define OPEN_COPY (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
 #define CHECK_QUEUE_MAX 256             /* large files that wait to be checked */
 #define SHARD_PATH_MAX (3 + ID_HEX + 1) /* "xx/<id>" and NUL */
 #define PARTIAL_NAME_MAX (ID_HEX + 1 + 20 + 1)

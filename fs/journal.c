@@ -376,8 +376,9 @@ static int corrupt_segment(const char *name, size_t at, struct message *message)
 	        name, at);
 }
 
-int journal_replay(int directory_fd, uint64_t sequence, journal_change_fn *callback, void *context,
-                   struct journal *ret_journal, uint64_t *ret_batches, struct message *message)
+int journal_replay(int directory_fd, uint64_t sequence, bool used, journal_change_fn *callback,
+                   void *context, struct journal *ret_journal, uint64_t *ret_batches,
+                   struct message *message)
 {
 	char name[JOURNAL_NAME_MAX];
 	name_of(sequence, name);
@@ -389,6 +390,8 @@ int journal_replay(int directory_fd, uint64_t sequence, journal_change_fn *callb
 	struct segment segment = {.bytes = bytes.data, .length = bytes.length};
 	*ret_batches = 0;
 	r = read_header(&segment);
+	if (r == -ERR_NOT_FOUND && used)
+		return corrupt_segment(name, 0, message);
 	if (r == -ERR_NOT_FOUND)
 		return journal_create(directory_fd, sequence, ret_journal, message);
 	if (r == -ERR_VERSION)

@@ -46,9 +46,11 @@ struct journal_change {
 typedef int journal_change_fn(void *context, const struct journal_change *change);
 /* Read the segment and call back for each change of each valid batch. *ret_journal is open for
  * appending after them. What follows the valid part is cut off; when there were whole batches in
- * it, a copy of the segment stays beside it as "<name>.damaged". */
-int journal_replay(int directory_fd, uint64_t sequence, journal_change_fn *callback, void *context,
-                   struct journal *ret_journal, uint64_t *ret_batches, struct message *message);
+ * it, a copy of the segment stays beside it as "<name>.damaged". One without a header was never
+ * used, and is made anew; `used`: it is known to have had one. */
+int journal_replay(int directory_fd, uint64_t sequence, bool used, journal_change_fn *callback,
+                   void *context, struct journal *ret_journal, uint64_t *ret_batches,
+                   struct message *message);
 /* Sequence numbers in the directory, ascending; allocated. */
 int journal_list(int directory_fd, uint64_t **ret_sequences, size_t *ret_count);
 /* The changes of one batch's body. */

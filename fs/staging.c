@@ -71,7 +71,8 @@ int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_
 {
 	char path[STAGING_PATH_MAX];
 	staging_path(staging, path);
-	flags = (flags & (O_ACCMODE | O_NOATIME)) | O_CLOEXEC;
+	/* What is no file of ours is neither followed nor waited for. */
+	flags = (flags & (O_ACCMODE | O_NOATIME)) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
 	int fd = openat(trees->staging_fd, path, flags);
 	if (fd < 0 && errno == EPERM) /* another user's: a lake that changed hands */
 		fd = openat(trees->staging_fd, path, flags & ~O_NOATIME);

@@ -121,8 +121,8 @@ static int rebuild_once(struct state *state)
 	if (r == 0) {
 		struct journal journal;
 		uint64_t batches;
-		r = journal_replay(state->journal_fd, state->journal.sequence, apply_change, txn,
-		                   &journal, &batches, NULL);
+		r = journal_replay(state->journal_fd, state->journal.sequence, true, apply_change,
+		                   txn, &journal, &batches, NULL);
 		if (r == 0)
 			journal_close(&journal); /* the one in use knows what is synced */
 		else
@@ -548,7 +548,8 @@ static int open_files(struct state *state, const char *directory, struct message
 }
 
 /* Leaves the newest segment open for appending; older ones are folded or empty, and removed. */
-static int replay_segments(struct state *state, uint64_t folded, struct message *message)
+static int replay_segments(struct state *state, uint64_t folded, bool begun,
+                           struct message *message)
 {
 	CLEANUP(free_pointer) uint64_t *sequences = NULL;
 	size_t count = 0;
@@ -559,9 +560,8 @@ static int replay_segments(struct state *state, uint64_t folded, struct message 
 	size_t i = 0;
 	while (i < count && sequences[i] <= folded)
 		i++;
-	/* The next segment is there, durably, before a fold commits. Only when neither has ever
-	 * happened there may be none. */
-	if (i < count ? sequences[i] != folded + 1 : folded > 0)
+	/* The next segment is there, durably, before anything is committed. */
+	if (i < count ? sequences[i] != folded + 1 : begun)
 		return fail(
 		        message, -ERR_CORRUPT,
 		        "the journal's segment %016llx is missing, or the tables beside it are not "
@@ -570,7 +570,8 @@ static int replay_segments(struct state *state, uint64_t folded, struct message 
 	for (; i < count && batches == 0; i++) {
 		if (sequences[i] > folded) {
 			journal_close(&state->journal);
-			r = journal_replay(state->journal_fd, sequences[i], apply_change,
+			bool used = begun && sequences[i] == folded + 1;
+			r = journal_replay(state->journal_fd, sequences[i], used, apply_change,
 			                   state->txn, &state->journal, &batches, message);
 			if (r != 0)
 				return r;
@@ -584,6 +585,17 @@ static int replay_segments(struct state *state, uint64_t folded, struct message 
 	if (state->journal.fd >= 0)
 		return 0;
 	return journal_create(state->journal_fd, folded + 1, &state->journal, message);
+}
+
+/* Committed at once where nothing is to be folded: from then on a journal that is not there is
+ * damage, and not the first opening's. */
+static int put_version(struct state *state)
+{
+	int r = put_meta(state->txn, key_version, STATE_VERSION);
+	if (r != 0 || unfolded(state))
+		return r;
+	r = kv_commit(steal(&state->txn));
+	return r == 0 ? kv_begin(state->kv, true, &state->txn) : r;
 }
 
 static int load_once(struct state *state, const char *directory, struct message *message)
@@ -602,13 +614,13 @@ static int load_once(struct state *state, const char *directory, struct message 
 	if (r != 0)
 		return fail(message, r, "cannot read the uncommitted state in %s: %s", directory,
 		            error_text(r));
-	r = replay_segments(state, folded, message);
+	r = replay_segments(state, folded, version > 0 || folded > 0, message);
 	if (r != 0)
 		return r;
 	uint64_t numbers = 0;
 	r = get_meta(state->txn, key_numbers, &numbers);
 	if (r == 0 && version == 0)
-		r = put_meta(state->txn, key_version, STATE_VERSION);
+		r = put_version(state);
 	if (r != 0)
 		return fail(message, r, "cannot prepare the uncommitted state in %s: %s", directory,
 		            error_text(r));

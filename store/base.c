@@ -497,9 +497,14 @@ int write_full(int fd, const void *bytes, size_t length, off_t offset)
 
 int read_file(int directory_fd, const char *path, size_t limit, struct buffer *ret_buffer)
 {
-	CLEANUP(close_descriptor) int fd = openat(directory_fd, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return error_system(errno);
+	/* Not waiting for the other end, should it be a named pipe, which cannot be read here. */
+	CLEANUP(close_descriptor)
+	int fd = openat(directory_fd, path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	return fd < 0 ? error_system(errno) : read_descriptor(fd, limit, ret_buffer);
+}
+
+int read_descriptor(int fd, size_t limit, struct buffer *ret_buffer)
+{
 	/* The size is only a hint: /proc has none, and the file may grow while it is read. */
 	struct stat status;
 	if (fstat(fd, &status) < 0)

@@ -142,6 +142,7 @@ ssize_t read_full(int fd, void *bytes, size_t length, off_t offset);
 int write_full(int fd, const void *bytes, size_t length, off_t offset);
 /* Read a small file whole; -ERR_NOT_FOUND, -ERR_TOO_LARGE. */
 int read_file(int directory_fd, const char *path, size_t limit, struct buffer *ret_buffer);
+int read_descriptor(int fd, size_t limit, struct buffer *ret_buffer); /* from its start */
 /* Replace a file atomically: temporary file beside it, fsync, rename, fsync of the directory. */
 int write_file_durably(int directory_fd, const char *path, const void *bytes, size_t length);
 int make_directories(const char *path, mode_t mode); /* mkdir -p */

@@ -166,7 +166,7 @@ static int settle_stamp(const struct kv *kv)
 	int r = path_of(kv, "stamp", path);
 	if (r == 0)
 		r = read_file(AT_FDCWD, path, 256, &stamp);
-	if (r < 0 && r != -ERR_NOT_FOUND && r != -ERR_TOO_LARGE)
+	if (r == -ERR_NO_MEMORY)
 		return r;
 	if (r == 0 && stamp.length == strlen(boot) && memcmp(stamp.data, boot, stamp.length) == 0)
 		return 0;

@@ -515,7 +515,7 @@ static int walk_file(struct walk *walk, struct kv_check *ret_check)
 
 int kv_check_file(const char *path, struct kv_check *ret_check, struct message *message)
 {
-	CLEANUP(close_descriptor) int fd = open(path, O_RDONLY | O_CLOEXEC);
+	CLEANUP(close_descriptor) int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	struct stat status;
 	if (fd < 0 || fstat(fd, &status) < 0) {
 		int r = error_system(errno);

@@ -17,61 +17,39 @@
  * The store is away when the marker cannot be read or carries another id: an unmounted disk leaves
  * an empty mount point, in which "not found" would be a lie and a new file a loss.
  *
+ * Others may write to the directory, too: what they put there is never followed out of it
+ * (beneath.h).
+ *
  * Locks: `known.lock`, a leaf; the flock is held over reading and renaming
  * one small object, never over fsync or the writing of content.
  */
-#include "store/object.h"
+#include "store/object_local.h"
 
 #include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "store/open_files.h"
+#include "store/beneath.h"
 
 #define MARKER_NAME "~store"
-#define MARKER_TEXT "lake object store 1\n"
-#define MARKER_BYTES (sizeof(MARKER_TEXT) - 1 + 2 * MARKER_ID_BYTES + 1)
-#define MARKER_ID_BYTES 16
+#define MARKER_TEXT LOCAL_MARKER_TEXT
+#define MARKER_BYTES LOCAL_MARKER_BYTES
+#define MARKER_ID_BYTES LOCAL_MARKER_ID_BYTES
 #define LOCK_COUNT 64
 #define TEMPORARY_AGE_MS_MAX ((int64_t)3600 * 1000)
-#define KNOWN_DIRECTORIES_MAX 256
-#define ETAG_LISTED_BYTES_MAX (64 << 10)
 /* From so many bytes on the page cache is passed by: copying into it costs more than writing, and
  * what it holds of a pack pushes out what is read. */
 #define DIRECT_BYTES_MIN ((size_t)8 << 20)
 #define DIRECT_STEP ((size_t)16 << 20)
 #define DIRECT_ALIGNMENT 4096
 #define PACKS "packs/" /* immutable objects, read again and again in parts */
-#define REFS "refs/"   /* small objects; a listing gives their etags */
-
-struct local_store {
-	struct object_store base;
-	char *root;
-	char marker[MARKER_BYTES];
-
-	struct open_files packs;
-
-	struct {
-		pthread_mutex_t lock;
-		dev_t device; /* of the root when the marker was last read */
-		ino_t inode;
-		char *directories[KNOWN_DIRECTORIES_MAX]; /* durable in their parents */
-		size_t count;
-	} known;
-};
-
-static struct local_store *local_of(struct object_store *store)
-{
-	return (struct local_store *)store;
-}
 
 /* -- directories known to be durable in their parents -- */
 
@@ -89,7 +67,7 @@ static bool directory_known(struct local_store *local, const char *directory)
 static void directory_learn(struct local_store *local, const char *directory)
 {
 	pthread_mutex_lock(&local->known.lock);
-	char *copy = local->known.count < KNOWN_DIRECTORIES_MAX ? strdup(directory) : NULL;
+	char *copy = local->known.count < LOCAL_DIRECTORIES_MAX ? strdup(directory) : NULL;
 	if (copy != NULL)
 		local->known.directories[local->known.count++] = copy;
 	pthread_mutex_unlock(&local->known.lock);
@@ -104,18 +82,7 @@ static void directories_forget(struct local_store *local)
 	pthread_mutex_unlock(&local->known.lock);
 }
 
-/* -- paths and failures -- */
-
-struct path {
-	char text[PATH_MAX];
-};
-
-/* Always fits: opening refuses a root that leaves too little room. */
-static void path_of(const struct local_store *local, const char *key, struct path *ret_path)
-{
-	int n = snprintf(ret_path->text, sizeof(ret_path->text), "%s/%s", local->root, key);
-	assert(n > 0 && (size_t)n < sizeof(ret_path->text));
-}
+/* -- failures -- */
 
 static int fail_away(const struct local_store *local, const char *why, struct message *message)
 {
@@ -152,14 +119,11 @@ static bool is_absent(int system_errno)
 
 static int read_marker(const char *root, struct buffer *ret_marker)
 {
-	char path[PATH_MAX];
-	int n = snprintf(path, sizeof(path), "%s/%s", root, MARKER_NAME);
-	if (n < 0 || (size_t)n >= sizeof(path))
-		return error_system(ENAMETOOLONG);
-	return read_file(AT_FDCWD, path, MARKER_BYTES, ret_marker);
+	CLEANUP(close_descriptor) int fd = beneath_open(root, MARKER_NAME, O_RDONLY, 0);
+	return fd < 0 ? error_system(-fd) : read_descriptor(fd, MARKER_BYTES, ret_marker);
 }
 
-static int check_marker(struct local_store *local, struct message *message)
+int local_check_marker(struct local_store *local, struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer marker = {0};
 	int r = read_marker(local->root, &marker);
@@ -184,7 +148,7 @@ static int check_present(struct local_store *local, struct message *message)
 	pthread_mutex_unlock(&local->known.lock);
 	if (same)
 		return 0;
-	int r = check_marker(local, message);
+	int r = local_check_marker(local, message);
 	if (r < 0)
 		return r;
 	/* Perhaps restored from a copy: what was durable there need not be here. */
@@ -197,15 +161,20 @@ static int check_present(struct local_store *local, struct message *message)
 }
 
 /* Why a call on `key` failed, with `system_errno`: the store's fault or the object's. */
-static int fail_call(struct local_store *local, const char *what, const char *key, int system_errno,
-                     struct message *message)
+int local_fail(struct local_store *local, const char *what, const char *key, int system_errno,
+               struct message *message)
 {
 	int r = error_system(system_errno);
+	if (system_errno == ELOOP)
+		return fail(message, -ERR_CORRUPT,
+		            "object store '%s': '%s' is a symbolic link or lies below one, and a "
+		            "store's are not followed; put what it leads to in its place",
+		            local->root, key);
 	if (medium_failed(system_errno))
 		return fail_away(local, error_text(r), message);
 	if (is_absent(system_errno)) {
 		/* The directory is the same one, but may have been emptied. */
-		int away = check_marker(local, message);
+		int away = local_check_marker(local, message);
 		return away < 0 ? away
 		                : fail(message, -ERR_NOT_FOUND, "object store '%s': no object '%s'",
 		                       local->root, key);
@@ -222,7 +191,7 @@ static int fail_call(struct local_store *local, const char *what, const char *ke
 static int fail_known(struct local_store *local, const char *what, const char *key, int error,
                       struct message *message)
 {
-	return fail_call(local, what, key, error_errno(error), message);
+	return local_fail(local, what, key, error_errno(error), message);
 }
 
 /* -- reading -- */
@@ -245,14 +214,18 @@ static int append_range(int fd, uint64_t size, uint64_t offset, uint64_t length,
 static int open_object(struct local_store *local, const char *key, int *ret_fd, uint64_t *ret_size,
                        struct message *message)
 {
-	struct path path;
-	path_of(local, key, &path);
-	CLEANUP(close_descriptor) int fd = open(path.text, O_RDONLY | O_CLOEXEC);
-	struct stat status;
-	if (fd < 0 || fstat(fd, &status) < 0)
-		return fail_call(local, "read", key, errno, message);
-	if (!S_ISREG(status.st_mode)) /* a directory of keys, not a key */
-		return fail_call(local, "read", key, ENOENT, message);
+	CLEANUP(close_descriptor) int fd = beneath_open(local->root, key, O_RDONLY, 0);
+	struct stat status = {0};
+	bool socket = fd == -ENXIO; /* a marker that can be read tells it from a lost disk */
+	if (socket && local_check_marker(local, message) < 0)
+		return -ERR_STORE_AWAY;
+	if (!socket && (fd < 0 || fstat(fd, &status) < 0))
+		return local_fail(local, "read", key, fd < 0 ? -fd : errno, message);
+	if (S_ISDIR(status.st_mode)) /* a directory of keys, not a key */
+		return local_fail(local, "read", key, ENOENT, message);
+	if (!S_ISREG(status.st_mode))
+		return fail(message, -ERR_CORRUPT, "object store '%s': '%s' is no file",
+		            local->root, key);
 	*ret_size = (uint64_t)status.st_size;
 	*ret_fd = fd;
 	fd = -1;
@@ -324,79 +297,94 @@ static int local_get(struct object_store *store, const char *key, uint64_t offse
 
 /* -- durable directories -- */
 
-static int sync_path(const char *path)
+static int open_directory(int parent_fd, const char *name)
 {
-	CLEANUP(close_descriptor) int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return fd < 0 || fsync(fd) < 0 ? -errno : 0;
+	return beneath_open_at(parent_fd, name, O_RDONLY | O_DIRECTORY, 0);
 }
 
-/* Make every directory above `key`, each durable in its parent. A negative errno. */
-static int make_parents(struct local_store *local, const char *key)
+static int make_directory(struct local_store *local, int parent_fd, const char *name,
+                          const char *path)
 {
-	struct path path, parent;
-	path_of(local, key, &path);
-	char *start = path.text + strlen(local->root) + 1;
-	for (char *at = strchr(start, '/'); at != NULL; at = strchr(at + 1, '/')) {
-		*at = '\0';
-		if (!directory_known(local, start)) {
-			if (mkdir(path.text, 0777) < 0 && errno != EEXIST)
-				return -errno;
-			/* Also when somebody else made it: he may not have synced it yet. */
-			parent = path;
-			*strrchr(parent.text, '/') = '\0';
-			int r = sync_path(parent.text);
-			if (r < 0)
-				return r;
-			directory_learn(local, start);
-		}
-		*at = '/';
-	}
+	if (directory_known(local, path))
+		return 0;
+	if (mkdirat(parent_fd, name, 0777) < 0 && errno != EEXIST)
+		return -errno;
+	/* Also when somebody else made it: he may not have synced it yet. */
+	if (fsync(parent_fd) < 0)
+		return -errno;
+	directory_learn(local, path);
 	return 0;
 }
 
-static int sync_parent(struct local_store *local, const char *key)
+/* Make every directory above `key`, each durable in its parent. The last one's descriptor, or a
+ * negative errno. */
+static int make_parents(struct local_store *local, const char *key)
 {
-	struct path path;
-	path_of(local, key, &path);
-	*strrchr(path.text, '/') = '\0';
-	return sync_path(path.text);
+	char path[OBJECT_KEY_MAX + 1];
+	snprintf(path, sizeof(path), "%s", key);
+	CLEANUP(close_descriptor) int fd = beneath_open(local->root, "", O_RDONLY | O_DIRECTORY, 0);
+	char *name = path;
+	for (char *at = strchr(path, '/'); fd >= 0 && at != NULL; at = strchr(at + 1, '/')) {
+		*at = '\0';
+		int r = make_directory(local, fd, name, path);
+		int below = r == 0 ? open_directory(fd, name) : r;
+		close_descriptor(&fd);
+		fd = below;
+		*at = '/';
+		name = at + 1;
+	}
+	int parent_fd = fd;
+	fd = -1;
+	return parent_fd;
+}
+
+static const char *last_of(const char *key)
+{
+	const char *slash = strrchr(key, '/');
+	return slash != NULL ? slash + 1 : key;
 }
 
 /* -- writing -- */
 
 /* A file in ~tmp, written and synced; unlinked on release unless it was renamed. */
 struct temporary {
-	struct path path;
+	int directory_fd;
+	char name[48];
 	bool present;
 };
 
 static void temporary_release(struct temporary *temporary)
 {
 	if (temporary->present)
-		unlink(temporary->path.text);
+		unlinkat(temporary->directory_fd, temporary->name, 0);
+	close_descriptor(&temporary->directory_fd);
 }
 
-/* Open a file in ~tmp or ~locks; the directory is made again should an operator have tidied up. */
-static int open_own(struct local_store *local, const char *directory, const struct path *path,
-                    int flags)
+/* ~tmp or ~locks; made again should an operator have tidied up. A negative errno. */
+static int open_own(struct local_store *local, const char *directory)
 {
-	int fd = open(path->text, flags | O_CREAT | O_CLOEXEC, 0666);
-	if (fd >= 0 || errno != ENOENT || check_marker(local, NULL) < 0)
+	CLEANUP(close_descriptor)
+	int root = beneath_open(local->root, "", O_RDONLY | O_DIRECTORY, 0);
+	if (root < 0)
+		return root;
+	int fd = open_directory(root, directory);
+	if (fd != -ENOENT || local_check_marker(local, NULL) < 0)
 		return fd;
-	struct path parent;
-	path_of(local, directory, &parent);
-	if (mkdir(parent.text, 0777) < 0 && errno != EEXIST)
-		return -1;
-	return open(path->text, flags | O_CREAT | O_CLOEXEC, 0666);
+	if (mkdirat(root, directory, 0777) < 0 && errno != EEXIST)
+		return -errno;
+	return open_directory(root, directory);
 }
 
+/* A negative errno. */
 static int temporary_open(struct local_store *local, struct temporary *temporary)
 {
-	char name[64];
-	snprintf(name, sizeof(name), "~tmp/%d.%016llx", (int)getpid(),
+	temporary->directory_fd = open_own(local, "~tmp");
+	if (temporary->directory_fd < 0)
+		return temporary->directory_fd;
+	snprintf(temporary->name, sizeof(temporary->name), "%d.%016llx", (int)getpid(),
 	         (unsigned long long)random_u64());
-	path_of(local, name, &temporary->path);
-	int fd = open_own(local, "~tmp", &temporary->path, O_WRONLY | O_EXCL);
+	int fd = beneath_open_at(temporary->directory_fd, temporary->name,
+	                         O_WRONLY | O_CREAT | O_EXCL, 0666);
 	temporary->present = fd >= 0;
 	return fd;
 }
@@ -406,8 +394,8 @@ static int fail_write(struct local_store *local, const char *what, const char *k
                       int system_errno, struct message *message)
 {
 	if (!is_absent(system_errno))
-		return fail_call(local, what, key, system_errno, message);
-	int r = check_marker(local, message);
+		return local_fail(local, what, key, system_errno, message);
+	int r = local_check_marker(local, message);
 	return r < 0 ? r : fail_away(local, "its directories vanish while in use", message);
 }
 
@@ -442,7 +430,7 @@ static int temporary_write(struct local_store *local, const char *key, const voi
 		return r;
 	CLEANUP(close_descriptor) int fd = temporary_open(local, ret_temporary);
 	if (fd < 0)
-		return fail_write(local, "write", key, errno, message);
+		return fail_write(local, "write", key, -fd, message);
 	size_t done = 0;
 	r = write_direct(fd, bytes, length, &done);
 	if (r == 0)
@@ -458,64 +446,75 @@ static int lock_key(struct local_store *local, const char *key, int *ret_fd,
 {
 	struct id id;
 	sha256_of(key, strlen(key), &id);
-	char name[32];
-	snprintf(name, sizeof(name), "~locks/%02x", id.bytes[0] % LOCK_COUNT);
-	struct path path;
-	path_of(local, name, &path);
-	CLEANUP(close_descriptor) int fd = open_own(local, "~locks", &path, O_RDWR);
+	char name[8];
+	snprintf(name, sizeof(name), "%02x", id.bytes[0] % LOCK_COUNT);
+	CLEANUP(close_descriptor) int locks = open_own(local, "~locks");
+	if (locks < 0)
+		return fail_write(local, "lock", key, -locks, message);
+	CLEANUP(close_descriptor) int fd = beneath_open_at(locks, name, O_RDWR | O_CREAT, 0666);
 	if (fd < 0)
-		return fail_write(local, "lock", key, errno, message);
+		return fail_write(local, "lock", key, -fd, message);
 	while (flock(fd, LOCK_EX) < 0)
 		if (errno != EINTR)
-			return fail_call(local, "lock", key, errno, message);
+			return local_fail(local, "lock", key, errno, message);
 	*ret_fd = fd;
 	fd = -1;
 	return 0;
 }
 
-/* Parents may vanish after they were seen (an operator tidies up): then they are made again. */
-static int with_parents(struct local_store *local, const char *key,
-                        int (*place)(const char *from, const char *to), struct temporary *temporary)
+/* How a written file gets its name. */
+typedef int place_fn(const struct temporary *temporary, int parent_fd, const char *name);
+
+static int place_in(struct local_store *local, const char *key, place_fn *place,
+                    const struct temporary *temporary, int *ret_parent_fd)
 {
-	struct path path;
-	path_of(local, key, &path);
-	int r = make_parents(local, key);
-	if (r < 0)
-		return r;
-	if (place(temporary->path.text, path.text) == 0)
-		return 0;
-	if (errno != ENOENT)
+	CLEANUP(close_descriptor) int parent = make_parents(local, key);
+	if (parent < 0)
+		return parent;
+	if (place(temporary, parent, last_of(key)) < 0)
 		return -errno;
-	directories_forget(local);
-	r = make_parents(local, key);
-	if (r < 0)
-		return r;
-	return place(temporary->path.text, path.text) == 0 ? 0 : -errno;
+	*ret_parent_fd = parent;
+	parent = -1;
+	return 0;
 }
 
-static int rename_over(const char *from, const char *to)
+/* Parents may vanish after they were seen (an operator tidies up): then they are made again. A
+ * negative errno, or the directory, which is still to be synced. */
+static int place_file(struct local_store *local, const char *key, place_fn *place,
+                      struct temporary *temporary, int *ret_parent_fd)
 {
-	return rename(from, to);
+	int r = place_in(local, key, place, temporary, ret_parent_fd);
+	if (r == -ENOENT) {
+		directories_forget(local);
+		r = place_in(local, key, place, temporary, ret_parent_fd);
+	}
+	temporary->present = temporary->present && r != 0;
+	return r;
+}
+
+static int rename_over(const struct temporary *temporary, int parent_fd, const char *name)
+{
+	return renameat(temporary->directory_fd, temporary->name, parent_fd, name);
 }
 
 /* Some file systems have no hard links; those that also lack RENAME_NOREPLACE cannot hold a store.
  */
-static int link_new(const char *from, const char *to)
+static int link_new(const struct temporary *temporary, int parent_fd, const char *name)
 {
-	if (link(from, to) == 0)
+	if (linkat(temporary->directory_fd, temporary->name, parent_fd, name, 0) == 0)
 		return 0;
 	if (errno != EPERM && errno != EOPNOTSUPP && errno != ENOSYS)
 		return -1;
-	return renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+	return renameat2(temporary->directory_fd, temporary->name, parent_fd, name,
+	                 RENAME_NOREPLACE);
 }
 
 static int fail_place(struct local_store *local, const char *key, int system_errno,
                       struct message *message)
 {
-	struct path path;
-	struct stat status;
-	path_of(local, key, &path);
-	bool directory = stat(path.text, &status) == 0 && S_ISDIR(status.st_mode);
+	CLEANUP(close_descriptor)
+	int fd = beneath_open(local->root, key, O_PATH | O_DIRECTORY, 0);
+	bool directory = fd >= 0;
 	if (system_errno == EISDIR || system_errno == ENOTDIR ||
 	    (system_errno == EEXIST && directory))
 		return fail(message, -ERR_BAD_NAME,
@@ -532,37 +531,37 @@ static int local_put(struct object_store *store, const char *key, const void *by
                      struct message *message)
 {
 	struct local_store *local = local_of(store);
-	CLEANUP(temporary_release) struct temporary temporary = {.present = false};
+	CLEANUP(temporary_release) struct temporary temporary = {.directory_fd = -1};
 	CLEANUP(close_descriptor) int lock = -1;
+	CLEANUP(close_descriptor) int parent = -1;
 	int r = temporary_write(local, key, bytes, length, &temporary, message);
 	if (r == 0)
 		r = lock_key(local, key, &lock, message);
 	if (r < 0)
 		return r;
-	r = with_parents(local, key, rename_over, &temporary);
+	r = place_file(local, key, rename_over, &temporary, &parent);
 	if (r < 0)
 		return fail_place(local, key, -r, message);
-	temporary.present = false;
 	close_descriptor(&lock);
 	open_files_forget(&local->packs, key);
-	r = sync_parent(local, key);
-	return r < 0 ? fail_write(local, "write", key, -r, message) : 0;
+	return fsync(parent) < 0 ? fail_write(local, "write", key, errno, message) : 0;
 }
 
 static int local_put_if_absent(struct object_store *store, const char *key, const void *bytes,
                                size_t length, struct etag *ret_etag, struct message *message)
 {
 	struct local_store *local = local_of(store);
-	CLEANUP(temporary_release) struct temporary temporary = {.present = false};
+	CLEANUP(temporary_release) struct temporary temporary = {.directory_fd = -1};
+	CLEANUP(close_descriptor) int parent = -1;
 	int r = temporary_write(local, key, bytes, length, &temporary, message);
 	if (r < 0)
 		return r;
-	r = with_parents(local, key, link_new, &temporary);
+	r = place_file(local, key, link_new, &temporary, &parent);
+	temporary.present = true; /* a link leaves the other name; after a renaming it is gone */
 	if (r < 0)
 		return fail_place(local, key, -r, message);
-	r = sync_parent(local, key);
-	if (r < 0)
-		return fail_write(local, "write", key, -r, message);
+	if (fsync(parent) < 0)
+		return fail_write(local, "write", key, errno, message);
 	if (ret_etag != NULL)
 		etag_of(bytes, length, ret_etag);
 	return 0;
@@ -588,8 +587,9 @@ static int local_put_if_match(struct object_store *store, const char *key, const
                               struct message *message)
 {
 	struct local_store *local = local_of(store);
-	CLEANUP(temporary_release) struct temporary temporary = {.present = false};
+	CLEANUP(temporary_release) struct temporary temporary = {.directory_fd = -1};
 	CLEANUP(close_descriptor) int lock = -1;
+	CLEANUP(close_descriptor) int parent = -1;
 	int r = temporary_write(local, key, bytes, length, &temporary, message);
 	if (r == 0)
 		r = lock_key(local, key, &lock, message);
@@ -597,15 +597,13 @@ static int local_put_if_match(struct object_store *store, const char *key, const
 		r = check_etag(local, key, expected, message);
 	if (r < 0)
 		return r;
-	r = with_parents(local, key, rename_over, &temporary);
+	r = place_file(local, key, rename_over, &temporary, &parent);
 	if (r < 0)
 		return fail_place(local, key, -r, message);
-	temporary.present = false;
 	close_descriptor(&lock);
 	open_files_forget(&local->packs, key);
-	r = sync_parent(local, key);
-	if (r < 0)
-		return fail_write(local, "write", key, -r, message);
+	if (fsync(parent) < 0)
+		return fail_write(local, "write", key, errno, message);
 	if (ret_etag != NULL)
 		etag_of(bytes, length, ret_etag);
 	return 0;
@@ -615,206 +613,23 @@ static int local_remove(struct object_store *store, const char *key, struct mess
 {
 	struct local_store *local = local_of(store);
 	CLEANUP(close_descriptor) int lock = -1;
+	CLEANUP(close_descriptor) int parent = -1;
 	int r = check_present(local, message);
 	if (r == 0)
 		r = lock_key(local, key, &lock, message);
 	if (r < 0)
 		return r;
-	struct path path;
-	path_of(local, key, &path);
-	int error = unlink(path.text) < 0 ? errno : 0;
+	parent = beneath_open_parent(local->root, key, O_RDONLY);
+	int error = parent < 0 ? -parent : unlinkat(parent, last_of(key), 0) < 0 ? errno : 0;
 	close_descriptor(&lock);
 	open_files_forget(&local->packs, key);
 	if (error == EISDIR)
 		return 0; /* a directory of keys: no such object */
 	if (is_absent(error))
-		return check_marker(local, message);
-	if (error != 0)
-		return fail_call(local, "remove", key, error, message);
-	r = sync_parent(local, key);
-	return r < 0 ? fail_write(local, "remove", key, -r, message) : 0;
-}
-
-/* -- listing -- */
-
-struct listing {
-	struct local_store *local;
-	const char *prefix;
-	size_t prefix_length;
-	object_list_fn *callback;
-	void *context;
-	struct message *message;
-	char key[OBJECT_KEY_MAX + 2]; /* of the entry at hand */
-};
-
-/* Names of one directory; those of directories end in '/'. So sorted, they give the order of
- * whole keys: "a.b" comes before "a/b". */
-struct names {
-	char **items;
-	size_t count;
-	size_t capacity;
-};
-
-static void names_release(struct names *names)
-{
-	for (size_t i = 0; i < names->count; i++)
-		free(names->items[i]);
-	free(names->items);
-}
-
-static int names_add(struct names *names, const char *name, bool directory)
-{
-	if (names->count == names->capacity) {
-		size_t capacity = names->capacity > 0 ? names->capacity * 2 : 64;
-		char **items = realloc(names->items, capacity * sizeof(*items));
-		if (items == NULL)
-			return -ERR_NO_MEMORY;
-		names->items = items;
-		names->capacity = capacity;
-	}
-	size_t length = strlen(name);
-	char *copy = malloc(length + 2);
-	if (copy == NULL)
-		return -ERR_NO_MEMORY;
-	memcpy(copy, name, length);
-	memcpy(copy + length, directory ? "/" : "", directory ? 2 : 1);
-	names->items[names->count++] = copy;
-	return 0;
-}
-
-static int compare_names(const void *a, const void *b)
-{
-	return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Could a key that begins with key[0..base) + name match the prefix? */
-static bool prefix_allows(const struct listing *listing, size_t base, const char *name)
-{
-	if (base >= listing->prefix_length)
-		return true;
-	size_t rest = listing->prefix_length - base, length = strlen(name);
-	return strncmp(name, listing->prefix + base, length < rest ? length : rest) == 0;
-}
-
-static bool is_directory(DIR *directory, const struct dirent *entry)
-{
-	if (entry->d_type != DT_UNKNOWN && entry->d_type != DT_LNK)
-		return entry->d_type == DT_DIR;
-	struct stat status;
-	return fstatat(dirfd(directory), entry->d_name, &status, 0) == 0 && S_ISDIR(status.st_mode);
-}
-
-static void directory_close(DIR **directory)
-{
-	if (*directory != NULL)
-		closedir(*directory);
-}
-
-/* Read the directory key[0..base) (empty or ending in '/'), keeping what could match. */
-static int read_names(struct listing *listing, size_t base, struct names *ret_names)
-{
-	struct path path;
-	listing->key[base] = '\0';
-	path_of(listing->local, listing->key, &path);
-	CLEANUP(directory_close) DIR *directory = opendir(path.text);
-	if (directory == NULL) /* one that is not there (any more) holds no objects */
-		return is_absent(errno) ? check_marker(listing->local, listing->message)
-		                        : fail_call(listing->local, "list", listing->key, errno,
-		                                    listing->message);
-	for (;;) {
-		errno = 0;
-		const struct dirent *entry = readdir(directory);
-		if (entry == NULL && errno != 0)
-			return fail_call(listing->local, "list", listing->key, errno,
-			                 listing->message);
-		if (entry == NULL)
-			break;
-		/* Whatever cannot be part of a key is none of ours: ~tmp, ".", an editor's copy. */
-		if (!object_key_valid(entry->d_name) ||
-		    base + strlen(entry->d_name) > OBJECT_KEY_MAX ||
-		    !prefix_allows(listing, base, entry->d_name))
-			continue;
-		int r = names_add(ret_names, entry->d_name, is_directory(directory, entry));
-		if (r < 0)
-			return fail(listing->message, r, "out of memory");
-	}
-	if (ret_names->count > 0)
-		qsort(ret_names->items, ret_names->count, sizeof(char *), compare_names);
-	return 0;
-}
-
-static int list_object(struct listing *listing)
-{
-	struct path path;
-	struct stat status;
-	path_of(listing->local, listing->key, &path);
-	if (stat(path.text, &status) < 0) /* removed since its name was read */
-		return is_absent(errno) ? 0
-		                        : fail_call(listing->local, "list", listing->key, errno,
-		                                    listing->message);
-	if (!S_ISREG(status.st_mode))
-		return 0;
-	struct object_info info = {
-	        .key = listing->key,
-	        .size = (uint64_t)status.st_size,
-	        .modified_ms =
-	                (int64_t)status.st_mtim.tv_sec * 1000 + status.st_mtim.tv_nsec / 1000000,
-	};
-	if (strncmp(listing->key, REFS, sizeof(REFS) - 1) == 0 &&
-	    status.st_size <= ETAG_LISTED_BYTES_MAX) {
-		CLEANUP(buffer_release) struct buffer bytes = {0};
-		int r = read_file(AT_FDCWD, path.text, ETAG_LISTED_BYTES_MAX, &bytes);
-		if (r == -ERR_NOT_FOUND)
-			return 0;
-		if (r < 0 && r != -ERR_TOO_LARGE)
-			return fail_known(listing->local, "list", listing->key, r,
-			                  listing->message);
-		if (r == 0) {
-			etag_of(bytes.data, bytes.length, &info.etag);
-			info.size = bytes.length; /* of the same moment as the etag */
-		}
-	}
-	return listing->callback(listing->context, &info);
-}
-
-static int list_directory(struct listing *listing, size_t base)
-{
-	CLEANUP(names_release) struct names names = {0};
-	int r = read_names(listing, base, &names);
-	for (size_t i = 0; r == 0 && i < names.count; i++) {
-		size_t length = strlen(names.items[i]);
-		memcpy(listing->key + base, names.items[i], length + 1);
-		if (!prefix_allows(listing, base, names.items[i]))
-			continue;
-		if (names.items[i][length - 1] == '/')
-			r = list_directory(listing, base + length);
-		else if (base + length >= listing->prefix_length)
-			r = list_object(listing);
-		listing->key[base] = '\0';
-	}
-	return r;
-}
-
-static int local_list(struct object_store *store, const char *prefix, object_list_fn *callback,
-                      void *context, struct message *message)
-{
-	struct listing listing = {
-	        .local = local_of(store),
-	        .prefix = prefix,
-	        .prefix_length = strlen(prefix),
-	        .callback = callback,
-	        .context = context,
-	        .message = message,
-	};
-	/* Always the marker itself: an emptied directory must not pass for an empty store. */
-	int r = check_marker(listing.local, message);
-	if (r < 0)
-		return r;
-	/* Begin in the deepest directory that the prefix names. */
-	const char *slash = strrchr(prefix, '/');
-	size_t base = slash != NULL ? (size_t)(slash - prefix) + 1 : 0;
-	memcpy(listing.key, prefix, base);
-	return list_directory(&listing, base);
+		return local_check_marker(local, message);
+	if (error == 0 && fsync(parent) < 0)
+		return fail_write(local, "remove", key, errno, message);
+	return error ? local_fail(local, "remove", key, error, message) : 0;
 }
 
 static int local_space(struct object_store *store, uint64_t *ret_free, uint64_t *ret_total)
@@ -848,11 +663,17 @@ static const struct object_ops local_ops = {
         .put = local_put,
         .put_if_absent = local_put_if_absent,
         .put_if_match = local_put_if_match,
-        .list = local_list,
+        .list = local_store_list,
         .remove = local_remove,
         .free = local_free,
         .space = local_space,
 };
+
+static void directory_close(DIR **directory)
+{
+	if (*directory != NULL)
+		closedir(*directory);
+}
 
 /* Nothing but what a new file system brings, or an interrupted creation of ours left. */
 static int check_empty(const char *root)
@@ -870,48 +691,54 @@ static int check_empty(const char *root)
 
 /* The marker comes last and by link(2): whoever sees it sees a whole store, and of two who create
  * at once the second finds the first one's. */
-static int create_store(struct local_store *local)
+static int create_marker(struct local_store *local, int root)
 {
-	struct path path;
-	int r = make_directories(local->root, 0777);
-	if (r == 0)
-		r = check_empty(local->root);
-	if (r < 0)
-		return r;
-	static const char *const own[] = {"~tmp", "~locks"};
-	for (size_t i = 0; i < ARRAY_SIZE(own); i++) {
-		path_of(local, own[i], &path);
-		r = make_directories(path.text, 0777);
-		if (r < 0)
-			return r;
-	}
 	uint8_t id[MARKER_ID_BYTES];
 	char hex[2 * MARKER_ID_BYTES + 1], text[MARKER_BYTES + 1];
 	random_bytes(id, sizeof(id));
 	hex_encode(id, sizeof(id), hex);
 	snprintf(text, sizeof(text), MARKER_TEXT "%s\n", hex);
-	CLEANUP(temporary_release) struct temporary temporary = {.present = false};
+	CLEANUP(temporary_release) struct temporary temporary = {.directory_fd = -1};
 	CLEANUP(close_descriptor) int fd = temporary_open(local, &temporary);
 	if (fd < 0)
-		return error_system(errno);
-	r = write_full(fd, text, MARKER_BYTES, 0);
+		return error_system(-fd);
+	int r = write_full(fd, text, MARKER_BYTES, 0);
 	if (r == 0 && fsync(fd) < 0)
 		r = error_system(errno);
-	path_of(local, MARKER_NAME, &path);
-	if (r == 0 && link(temporary.path.text, path.text) < 0 && errno != EEXIST)
+	if (r == 0 && linkat(temporary.directory_fd, temporary.name, root, MARKER_NAME, 0) < 0 &&
+	    errno != EEXIST)
 		r = error_system(errno);
-	if (r == 0)
-		r = sync_path(local->root) < 0 ? error_system(errno) : 0;
+	if (r == 0 && fsync(root) < 0)
+		r = error_system(errno);
 	return r;
+}
+
+static int create_store(struct local_store *local)
+{
+	int r = make_directories(local->root, 0777);
+	if (r == 0)
+		r = check_empty(local->root);
+	if (r < 0)
+		return r;
+	CLEANUP(close_descriptor)
+	int root = beneath_open(local->root, "", O_RDONLY | O_DIRECTORY, 0);
+	if (root < 0)
+		return error_system(-root);
+	static const char *const own[] = {"~tmp", "~locks"};
+	for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+		if (mkdirat(root, own[i], 0777) < 0 && errno != EEXIST)
+			return error_system(errno);
+	return create_marker(local, root);
 }
 
 static void clean_temporaries(struct local_store *local)
 {
-	struct path path;
-	path_of(local, "~tmp", &path);
-	CLEANUP(directory_close) DIR *directory = opendir(path.text);
-	if (directory == NULL)
+	int fd = beneath_open(local->root, "~tmp", O_RDONLY | O_DIRECTORY, 0);
+	CLEANUP(directory_close) DIR *directory = fd >= 0 ? fdopendir(fd) : NULL;
+	if (directory == NULL) {
+		close_descriptor(&fd);
 		return;
+	}
 	const struct dirent *entry;
 	while ((entry = readdir(directory)) != NULL) {
 		struct stat status;

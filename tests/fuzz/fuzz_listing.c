@@ -12,8 +12,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const char *const places[] = {"packs/", "refs/branches/", "refs/tags/", "refs/", "log/",
-                                     "audits/", "log/2026-01-02/", "gc/", ""};
+static const char *const places[] = {"packs/",  "refs/branches/",  "refs/tags/", "refs/", "log/",
+                                     "audits/", "log/2026-01-02/", "gc/",        ""};
 
 static void check(bool holds)
 {

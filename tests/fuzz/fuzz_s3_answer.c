@@ -1,8 +1,8 @@
 /*
  * Whatever a server sends as the answer to a request of the S3 backend, headers and all: bytes that
  * are given as an object's were in it, in one piece, and no more than were asked for; a conditional
- * put that was not confirmed does not count. The first byte chooses the call; every later request is
- * answered with "no such key".
+ * put that was not confirmed does not count. The first byte chooses the call; every later request
+ * is answered with "no such key".
  */
 #include <arpa/inet.h>
 #include <pthread.h>
@@ -17,8 +17,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define BODY "<Error><Code>NoSuchKey</Code></Error>"
-#define LAST \
-	"HTTP/1.1 404 Not Found\r\nContent-Length: 37\r\nConnection: close\r\n\r\n" BODY
+#define LAST "HTTP/1.1 404 Not Found\r\nContent-Length: 37\r\nConnection: close\r\n\r\n" BODY
 
 static int listener = -1;
 static char url[120];

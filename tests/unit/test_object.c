@@ -708,7 +708,12 @@ static void test_local_tidied(void **state)
 	expect("a/b/c", "3");
 	run("cd '%s' && echo foreign > 'a/b/not~ours' && mkdir 'a/x y' && ln -s /none a/dangling",
 	    store_path);
-	expect_list("a", "a/b/c ");
+	/* A link is not followed, but not passed over either: whoever reads it is told. */
+	expect_list("a", "a/b/c a/dangling ");
+	struct buffer bytes = {0};
+	assert_int_equal(object_get(store, "a/dangling", 0, UINT64_MAX, &bytes, NULL, &message),
+	                 -ERR_CORRUPT);
+	assert_non_null(strstr(message.text, "symbolic link"));
 }
 
 static void test_local_temporaries(void **state)

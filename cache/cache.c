@@ -112,6 +112,10 @@ int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *
 		descriptor = openat(cache->recents, path + 3, OPEN_COPY);
 	if (descriptor < 0)
 		descriptor = openat(cache->blobs, path, OPEN_COPY);
+	if (descriptor < 0 && (errno == ELOOP || errno == ENXIO)) { /* a link, a socket */
+		discard_file(cache, id);
+		return -ERR_NOT_FOUND;
+	}
 	if (descriptor < 0)
 		return error_system(errno);
 	struct stat status;

@@ -180,9 +180,10 @@ typedef int pack_entry_fn(void *context, const struct pack_entry *entry);
 /* Read a pack's own table of contents (checked). */
 int odb_pack_entries(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], pack_entry_fn *callback,
                      void *context, struct message *message);
-/* Read the whole pack and verify every byte of it: header, records against ids, footer, padding. */
-int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], uint64_t *ret_records,
-                    struct message *message);
+/* Read the whole pack and verify every byte of it: header, records against ids, footer, padding.
+ * Then `callback` (may be NULL) is called for each record. */
+int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], pack_entry_fn *callback,
+                    void *context, uint64_t *ret_records, struct message *message);
 typedef int pack_list_fn(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t bytes,
                          int64_t modified_ms);
 int odb_pack_list(struct odb *odb, pack_list_fn *callback, void *context, struct message *message);

@@ -377,8 +377,8 @@ static int verify_records(const struct buffer *bytes, const struct packed *entri
 	return 0;
 }
 
-int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], uint64_t *ret_records,
-                    struct message *message)
+int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], pack_entry_fn *callback,
+                    void *context, uint64_t *ret_records, struct message *message)
 {
 	CLEANUP(buffer_release) struct buffer bytes = {.limit = PACK_TARGET_BYTES + 1};
 	CLEANUP(free_pointer) struct packed *entries = NULL;
@@ -402,6 +402,8 @@ int odb_pack_verify(struct odb *odb, const uint8_t pack[PACK_ID_BYTES], uint64_t
 		error = verify_records(&bytes, entries, footer.count, pack, message);
 	if (!error && ret_records)
 		*ret_records = footer.count;
+	for (uint32_t i = 0; !error && callback && i < footer.count; i++)
+		error = callback(context, &entries[i].entry);
 	return error;
 }
 

@@ -375,6 +375,13 @@ static void row_problem(struct renderer *renderer, const cJSON *item)
 	       paint(renderer, PLAIN), text_of(item, "where"), text_of(item, "detail"));
 }
 
+static void row_unreached(struct renderer *renderer, const cJSON *item)
+{
+	const char *message = text_of(item, "message");
+	printf("no branch or tag leads to commit %.12s of %s: %.*s\n", text_of(item, "id"),
+	       text_of(item, "time"), (int)strcspn(message, "\n"), message);
+}
+
 /* What an audit prints is for people to read as it is; but no control characters of theirs. */
 static void print_output(const char *output)
 {
@@ -486,12 +493,15 @@ static const struct {
 	const char *list;
 	void (*row)(struct renderer *renderer, const cJSON *item);
 } rows[] = {
-        {"branches", row_ref},        {"tags", row_ref},           {"moves", row_move},
-        {"commits", row_commit},      {"changes", row_change},     {"entries", row_entry},
-        {"open_for_write", row_open}, {"conflicts", row_conflict}, {"data", row_data},
-        {"problems", row_problem},    {"checks", row_check},       {"warnings", row_warning},
-        {"hooks", row_hook},          {"audits", row_audit},       {"webhooks", row_webhook},
-        {"deliveries", row_delivery},
+        {"branches", row_ref},        {"tags", row_ref},
+        {"moves", row_move},          {"commits", row_commit},
+        {"changes", row_change},      {"entries", row_entry},
+        {"open_for_write", row_open}, {"conflicts", row_conflict},
+        {"data", row_data},           {"problems", row_problem},
+        {"checks", row_check},        {"warnings", row_warning},
+        {"hooks", row_hook},          {"audits", row_audit},
+        {"webhooks", row_webhook},    {"deliveries", row_delivery},
+        {"unreached", row_unreached},
 };
 
 void render_item(struct renderer *renderer, const char *list, cJSON *item)

@@ -22,10 +22,17 @@ struct known_pack {
 	uint64_t bytes;
 	UT_hash_handle hh;
 };
+/* What lies in packs, whether something leads there or not. */
+struct known_commit {
+	struct pointer pointer;
+	bool reached, has_child;
+	UT_hash_handle hh;
+};
 struct check {
 	struct command *command;
 	struct list problems;
 	struct known_pack *packs;
+	struct known_commit *commits;
 	uint64_t pack_count, pack_bytes, checked_bytes, records;
 	struct id rules; /* those of the branch before */
 };
@@ -58,6 +65,27 @@ static int note_pack(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t 
 	return 0;
 }
 
+static int note_commit(void *context, const struct pack_entry *entry)
+{
+	struct check *check = context;
+	struct known_commit *known;
+	if (entry->kind != RECORD_COMMIT)
+		return 0;
+	HASH_FIND(hh, check->commits, &entry->id, sizeof entry->id, known);
+	if (known) /* a copy */
+		return 0;
+	known = calloc(1, sizeof *known);
+	if (!known)
+		return -ERR_NO_MEMORY;
+	known->pointer = (struct pointer){entry->id, entry->place};
+	HASH_ADD(hh, check->commits, pointer.id, sizeof known->pointer.id, known);
+	if (!known->hh.tbl) {
+		free(known);
+		return -ERR_NO_MEMORY;
+	}
+	return 0;
+}
+
 static int check_pack(struct check *check, const struct known_pack *pack)
 {
 	struct message message = {{0}};
@@ -65,7 +93,8 @@ static int check_pack(struct check *check, const struct known_pack *pack)
 	uint64_t records = 0;
 	hex_encode(pack->id, PACK_ID_BYTES, hex);
 	snprintf(where, sizeof where, "packs/%s", hex);
-	int error = odb_pack_verify(check->command->lake->odb, pack->id, &records, &message);
+	int error = odb_pack_verify(check->command->lake->odb, pack->id, note_commit, check,
+	                            &records, &message);
 	check->records += records;
 	check->checked_bytes += pack->bytes;
 	if (progress_report(&check->command->output->progress, "Checking packs",
@@ -80,6 +109,11 @@ static int check_record(void *context, enum record_kind kind, const struct point
 {
 	struct check *check = context;
 	struct known_pack *pack;
+	struct known_commit *commit = NULL;
+	if (kind == RECORD_COMMIT)
+		HASH_FIND(hh, check->commits, &pointer->id, sizeof pointer->id, commit);
+	if (commit)
+		commit->reached = true;
 	HASH_FIND(hh, check->packs, pointer->place.pack, PACK_ID_BYTES, pack);
 	if (pack && pointer->place.offset + pointer->place.stored <= pack->bytes)
 		return 0;
@@ -123,6 +157,22 @@ static int note_bad_record(void *context, const char *key, const char *why)
 	return problem(context, strncmp(key, "log/", 4) == 0 ? "log entry" : "verdict", key, why);
 }
 
+/* Deleting a branch leaves a trace in its ref's place for a month. */
+static int check_kept(void *context, const char *branch)
+{
+	struct check *check = context;
+	struct object_store *store = check->command->lake->store;
+	CLEANUP(ref_release) struct ref ref = {0};
+	int error = ref_read(store, REF_BRANCH, branch, &ref, NULL);
+	if (error == -ERR_NOT_FOUND)
+		error = ref_read_deleted(store, REF_BRANCH, branch, &ref, NULL);
+	if (error != -ERR_NOT_FOUND)
+		return 0; /* what is wrong with it is told where refs are walked */
+	return problem(check, "branch", branch,
+	               "it has uncommitted changes here and is not in the store any more, not "
+	               "even as deleted");
+}
+
 static int check_everything(struct check *check, struct reach_counts *counts)
 {
 	struct command *command = check->command;
@@ -140,6 +190,8 @@ static int check_everything(struct check *check, struct reach_counts *counts)
 	if (!error)
 		error = reach_walk(command->lake, &visitor, counts, command->message);
 	if (!error)
+		error = worktrees_kept(command->lake->worktrees, check_kept, check);
+	if (!error)
 		error = ref_list(command->lake->store, REF_BRANCH, true, check_rules, check,
 		                 command->message);
 	if (!error && !quick)
@@ -151,18 +203,61 @@ static int check_everything(struct check *check, struct reach_counts *counts)
 	return error;
 }
 
+/* Those that are no other's parents: a ref that is lost, or an older one that was put back, left
+ * them. So do publishing that an audit forbade and commits that a crash ended, so they are no
+ * problem by themselves. */
+static int list_unreached(struct check *check)
+{
+	struct odb *odb = check->command->lake->odb;
+	struct known_commit *known, *next, *parent;
+	struct list unreached;
+	int error = 0;
+	HASH_ITER (hh, check->commits, known, next) {
+		CLEANUP(commit_pointer_free) struct commit *commit = NULL;
+		if (known->reached || commit_read(odb, &known->pointer, &commit, NULL) < 0)
+			continue; /* one that cannot be read is in a pack that was named */
+		for (size_t i = 0; i < commit->parent_count; i++) {
+			HASH_FIND(hh, check->commits, &commit->parents[i].id, sizeof(struct id),
+			          parent);
+			if (parent)
+				parent->has_child = true;
+		}
+	}
+	list_begin(&unreached, check->command, "unreached");
+	HASH_ITER (hh, check->commits, known, next) {
+		CLEANUP(commit_pointer_free) struct commit *commit = NULL;
+		if (!error && !known->reached && !known->has_child &&
+		    commit_read(odb, &known->pointer, &commit, NULL) == 0)
+			error = list_add(&unreached, reply_commit(commit));
+	}
+	list_end(&unreached);
+	return error;
+}
+
+static void check_release(struct check *check)
+{
+	struct known_pack *pack, *next;
+	struct known_commit *commit, *following;
+	HASH_ITER (hh, check->packs, pack, next) {
+		HASH_DEL(check->packs, pack);
+		free(pack);
+	}
+	HASH_ITER (hh, check->commits, commit, following) {
+		HASH_DEL(check->commits, commit);
+		free(commit);
+	}
+}
+
 int command_fsck(struct command *command)
 {
 	struct check check = {.command = command};
 	struct reach_counts counts = {0};
-	struct known_pack *pack, *next;
 	list_begin(&check.problems, command, "problems");
 	int error = check_everything(&check, &counts);
 	list_end(&check.problems);
-	HASH_ITER (hh, check.packs, pack, next) {
-		HASH_DEL(check.packs, pack);
-		free(pack);
-	}
+	if (!error)
+		error = list_unreached(&check);
+	check_release(&check);
 	cJSON_AddNumberToObject(command->reply, "commits", (double)counts.commits);
 	cJSON_AddNumberToObject(command->reply, "directories", (double)counts.directories);
 	cJSON_AddNumberToObject(command->reply, "files", (double)counts.files);

@@ -24,11 +24,14 @@ static struct lake *lake;
 static struct control *control;
 static unsigned rounds;
 
-static void check(bool holds)
+static void check_at(bool holds, int line)
 {
-	if (!holds)
-		abort();
+	if (holds)
+		return;
+	fprintf(stderr, "line %d: %s\n", line, strerror(errno));
+	abort();
 }
+#define check(holds) check_at(holds, __LINE__)
 
 static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk)
 {

@@ -53,7 +53,7 @@ static int see_pack(void *context, const uint8_t pack[PACK_ID_BYTES], uint64_t b
 {
 	struct odb *odb = context;
 	uint64_t records = 0;
-	check(odb_pack_verify(odb, pack, &records, NULL) <= 0);
+	check(odb_pack_verify(odb, pack, NULL, NULL, &records, NULL) <= 0);
 	return 0;
 }
 

@@ -59,7 +59,7 @@ static void try_pack(const uint8_t *bytes, size_t length)
 	pack_key(pack_id, key);
 	if (odb_new(store, NULL, &odb) == 0) {
 		object_put(store, key, bytes, length, NULL);
-		odb_pack_verify(odb, pack_id, &records, &message);
+		odb_pack_verify(odb, pack_id, NULL, NULL, &records, &message);
 		odb_pack_entries(odb, pack_id, read_entry, odb, &message);
 		odb_pack_remove(odb, pack_id, &message);
 		odb_free(odb);

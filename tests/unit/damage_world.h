@@ -23,7 +23,7 @@
 
 #include <cmocka.h>
 
-#define HANG_S 40
+#define HANG_S 20
 #define FILES_MAX 256
 #define DIRECTORIES_MAX 1024
 #define ITEMS_MAX 512
@@ -552,19 +552,23 @@ struct tally {
 	size_t undetected, unnamed, deaths;
 	size_t which;
 	char what[300];
-	bool (*must_be_named)(const struct file *file); /* whatever it led to; NULL: none */
+	int kind; /* the test's own */
+	bool (*may_lack)(const struct tally *tally, const struct items *now, const char *line);
+	bool (*must_be_named)(const struct tally *tally,
+	                      const struct items *now); /* NULL: what leads to an error */
 	size_t harmless_of[FILES_MAX];
 	char undetected_first[1000], unnamed_first[1000];
 };
 
 /* Everything shown is as before, or an error. */
-static const char *other_line(const struct items *before, const struct items *now)
+static const char *other_line(const struct tally *tally, const struct items *before,
+                              const struct items *now)
 {
 	for (size_t i = 0; i < now->count; i++) {
 		bool known = strstr(now->lines[i], ": error") != NULL;
 		for (size_t j = 0; !known && j < before->count; j++)
 			known = strcmp(now->lines[i], before->lines[j]) == 0;
-		if (!known)
+		if (!known && !(tally->may_lack && tally->may_lack(tally, now, now->lines[i])))
 			return now->lines[i];
 	}
 	if (!now->failed && now->count < before->count)
@@ -572,16 +576,18 @@ static const char *other_line(const struct items *before, const struct items *no
 	return NULL;
 }
 
-static bool must_name(const struct tally *tally, const struct file *file)
+/* What is stored, or leads to an error, must have a name. An error says so by itself where only a
+ * missing thing is not found. */
+static bool must_name(const struct tally *tally, const struct items *now)
 {
-	return tally->must_be_named && tally->must_be_named(file);
+	return tally->must_be_named ? tally->must_be_named(tally, now) : now->failed;
 }
 
 static void judge(struct tally *tally, const struct items *before, size_t which, const char *what)
 {
 	struct items now;
 	show_lake(&now);
-	const char *other = now.opened ? other_line(before, &now) : NULL;
+	const char *other = now.opened ? other_line(tally, before, &now) : NULL;
 	if (other) {
 		tally->undetected++;
 		if (!tally->undetected_first[0] || getenv("DAMAGE_VERBOSE"))
@@ -598,8 +604,7 @@ static void judge(struct tally *tally, const struct items *before, size_t which,
 			tally->harmless++;
 			tally->harmless_of[which]++;
 		}
-		/* What is stored, or leads to an error, must have a name. */
-		if (!now.fsck_named && (now.failed || must_name(tally, &files[which]))) {
+		if (!now.fsck_named && must_name(tally, &now)) {
 			tally->unnamed++;
 			if (!tally->unnamed_first[0])
 				snprintf(tally->unnamed_first, sizeof tally->unnamed_first,
@@ -615,8 +620,8 @@ static void judge(struct tally *tally, const struct items *before, size_t which,
 
 /* -- many, in a process of its own that is begun again after one that a damage has killed -- */
 
-/* Damages the lake, which is as restored, says how, and tells which file that is. */
-typedef size_t damage_fn(const void *context, size_t number, char ret_what[300]);
+/* Damages the lake, which is as restored, says how in tally->what, and tells which file that is. */
+typedef size_t damage_fn(const void *context, size_t number, struct tally *tally);
 
 static void try_from(damage_fn *damage, const void *context, size_t count,
                      const struct items *before, struct tally *tally)
@@ -624,7 +629,7 @@ static void try_from(damage_fn *damage, const void *context, size_t count,
 	for (; tally->at < count; tally->at++) {
 		alarm(HANG_S);
 		restore_files();
-		tally->which = damage(context, tally->at, tally->what);
+		tally->which = damage(context, tally->at, tally);
 		judge(tally, before, tally->which, tally->what);
 	}
 }

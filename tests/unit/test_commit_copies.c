@@ -159,7 +159,7 @@ static int count_pack(void *context, const uint8_t *pack, uint64_t bytes, int64_
 	struct stored *stored = context;
 	uint64_t records;
 
-	assert_int_equal(odb_pack_verify(stored->odb, pack, &records, NULL), 0);
+	assert_int_equal(odb_pack_verify(stored->odb, pack, NULL, NULL, &records, NULL), 0);
 	return odb_pack_entries(stored->odb, pack, count_entry, stored, NULL);
 }
 

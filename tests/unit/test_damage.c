@@ -16,14 +16,15 @@ struct spot {
 	uint8_t mask;
 };
 
-static size_t flip_bit(const void *context, size_t number, char ret_what[300])
+static size_t flip_bit(const void *context, size_t number, struct tally *tally)
 {
 	const struct spot *place = (const struct spot *)context + number;
 	struct file *file = &files[place->file];
 	file->bytes.data[place->offset] ^= place->mask;
 	write_file(file);
 	file->bytes.data[place->offset] ^= place->mask;
-	snprintf(ret_what, 300, "%s byte %zu bit %02x", file->path, place->offset, place->mask);
+	snprintf(tally->what, sizeof tally->what, "%s byte %zu bit %02x", file->path, place->offset,
+	         place->mask);
 	return place->file;
 }
 

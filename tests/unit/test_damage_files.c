@@ -16,7 +16,7 @@ enum wreck {
 	OTHER, /* another file's bytes under this name */
 	WRECKS
 };
-static const char *const words[WRECKS] = {
+static const char *const wreck_words[WRECKS] = {
         "empty",       "without its last byte", "cut in half", "longer",     "missing",
         "a directory", "a named pipe",          "a link",      "swapped for"};
 
@@ -46,15 +46,16 @@ static void put_link(const struct file *file, const char *path)
 		abort();
 }
 
-static size_t wreck(const void *context, size_t number, char ret_what[300])
+static size_t wreck(const void *context, size_t number, struct tally *tally)
 {
 	const struct damage *damage = (const struct damage *)context + number;
 	const struct file *file = &files[damage->file], *other = &files[damage->other];
 	size_t length = file->bytes.length;
 	char path[300];
 	snprintf(path, sizeof path, "%s/%s", live, file->path);
-	snprintf(ret_what, 300, "%.140s: %s %.140s", file->path, words[damage->wreck],
-	         damage->wreck == OTHER ? other->path : "");
+	tally->kind = (int)damage->wreck;
+	snprintf(tally->what, sizeof tally->what, "%.140s: %s %.140s", file->path,
+	         wreck_words[damage->wreck], damage->wreck == OTHER ? other->path : "");
 	if (damage->wreck >= MISSING && damage->wreck <= LINK && unlink(path) < 0)
 		abort();
 	if (damage->wreck == DIRECTORY && mkdir(path, 0700) < 0)
@@ -119,10 +120,34 @@ static size_t choose(struct damage **ret_damages)
 	return count;
 }
 
-/* Its locks are made anew, and its marker is looked at when the store is opened. */
-static bool is_object(const struct file *file)
+static bool is_gone(const struct tally *tally)
 {
-	return strncmp(file->path, "store/", 6) == 0 && file->path[6] != '~';
+	return tally->kind == MISSING || tally->kind == DIRECTORY;
+}
+
+/* A ref or a log entry that is gone tells nobody that it was there: lists do without. A damaged ref
+ * of odd length is left out, too, for it looks like a deleted one's; fsck names it. */
+static bool may_lack(const struct tally *tally, const struct items *now, const char *line)
+{
+	const char *path = files[tally->which].path;
+	if (strncmp(path, "store/refs/", 11) == 0)
+		return (strstr(line, "\"list\"") && (is_gone(tally) || now->fsck_named)) ||
+		       (strstr(line, "\"status\"") && is_gone(tally) && now->fsck_named);
+	return strncmp(path, "store/log/", 10) == 0 && strstr(line, "\"audit\"") && is_gone(tally);
+}
+
+/* The store's locks are made anew, and its marker is looked at when it is opened. What was in the
+ * branch that has uncommitted changes is known; of others nothing is when their ref is gone, and
+ * the commits of these are in main, too. */
+static bool must_be_named(const struct tally *tally, const struct items *now)
+{
+	const char *path = files[tally->which].path;
+	if (strncmp(path, "store/", 6) != 0 || path[6] == '~')
+		return now->failed;
+	bool known =
+	        strcmp(path, "store/refs/branches/main") == 0 ||
+	        (strncmp(path, "store/refs/", 11) != 0 && strncmp(path, "store/log/", 10) != 0);
+	return known || !is_gone(tally);
 }
 
 static void try_all(void)
@@ -132,7 +157,8 @@ static void try_all(void)
 	struct tally *tally = tally_new();
 	begin_with(&before);
 	size_t count = choose(&damages);
-	tally->must_be_named = is_object;
+	tally->must_be_named = must_be_named;
+	tally->may_lack = may_lack;
 	try_damages(wreck, damages, count, &before, tally);
 	tell(tally, count);
 	items_release(&before);
@@ -152,11 +178,81 @@ static void test_after_closing(void **state)
 	try_all();
 }
 
+/* -- refs that are whole, but not the newest -- */
+
+static void put_back(const struct file *file, const char *path, const struct buffer *bytes)
+{
+	struct file older = *file;
+	older.bytes = *bytes;
+	snprintf(older.path, sizeof older.path, "%s", path);
+	write_file(&older);
+}
+
+static void commit_file(struct vfs *vfs, struct lake *lake, uint64_t branch, const char *name)
+{
+	char request[100];
+	snprintf(request, sizeof request,
+	         "{\"command\":\"commit\",\"branch\":\"main\",\"message\":\"commit %s\"}", name);
+	write_bytes(vfs, branch, name, name, strlen(name), 0);
+	ask(lake, request);
+}
+
+static void assert_fsck_says(const char *what, bool says)
+{
+	CLEANUP(buffer_release) struct buffer text = {0};
+	struct message message = {{0}};
+	struct lake *lake;
+	must(lake_open(live, &lake, &message), "open", &message);
+	assert_int_equal(run_text(lake, "{\"command\":\"fsck\"}", &text), 0);
+	if ((strstr((char *)text.data, what) != NULL) != says)
+		fail_msg("%s", (char *)text.data);
+	lake_close(lake);
+}
+
+/* Nobody can tell an older ref that was put back from one that was never moved, but for what it
+ * does not lead to: that is named, and nothing else. */
+static void test_older_ref(void **state)
+{
+	static const struct file file = {.mode = 0644};
+	static const char key[] = "store/refs/branches/main";
+	CLEANUP(buffer_release) struct buffer older = {0};
+	CLEANUP(buffer_release) struct buffer newest = {0};
+	const struct vfs_kernel kernel = {0};
+	struct message message = {{0}};
+	struct lake *lake;
+	struct vfs *vfs;
+	struct vfs_entry branch;
+	char path[200];
+	remove_tree(live);
+	snprintf(path, sizeof path, "%s/%s", live, key);
+	must(lake_init(live, NULL, "test@host", &message), "init", &message);
+	must(lake_open(live, &lake, &message), "open", &message);
+	must(vfs_new(lake, &kernel, NULL, &vfs), "vfs", NULL);
+	must(vfs_lookup(vfs, VFS_ROOT, "main", &branch, &message), "main", &message);
+	commit_file(vfs, lake, branch.node, "one");
+	must(read_file(AT_FDCWD, path, 1 << 16, &older), path, NULL);
+	commit_file(vfs, lake, branch.node, "two");
+	commit_file(vfs, lake, branch.node, "three");
+	must(read_file(AT_FDCWD, path, 1 << 16, &newest), path, NULL);
+	vfs_forget(vfs, branch.node, 1);
+	vfs_free(vfs);
+	lake_close(lake);
+	assert_fsck_says("\"unreached\":[]", true);
+	put_back(&file, key, &older);
+	assert_fsck_says("\"message\":\"commit three\"", true);
+	assert_fsck_says("\"message\":\"commit two\"", false); /* the other leads there */
+	assert_int_equal(unlink(path), 0);
+	assert_fsck_says("\"message\":\"commit three\"", true);
+	put_back(&file, key, &newest);
+	assert_fsck_says("\"unreached\":[]", true);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	        cmocka_unit_test(test_after_kill),
 	        cmocka_unit_test(test_after_closing),
+	        cmocka_unit_test(test_older_ref),
 	};
 	return cmocka_run_group_tests(tests, set_up, tear_down);
 }

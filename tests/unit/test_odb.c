@@ -135,7 +135,7 @@ static void test_every_damaged_bit_is_found(void **state)
 	uint64_t records = 0;
 
 	make_small_pack(fixture, &small);
-	assert_int_equal(odb_pack_verify(fixture->odb, small.id, &records, NULL), 0);
+	assert_int_equal(odb_pack_verify(fixture->odb, small.id, NULL, NULL, &records, NULL), 0);
 	assert_int_equal(records, 4);
 	for (size_t bit = 0; bit < 8 * small.bytes.length; bit++) {
 		size_t i = bit / 8;
@@ -144,7 +144,7 @@ static void test_every_damaged_bit_is_found(void **state)
 
 		small.bytes.data[i] ^= (uint8_t)(1u << bit % 8);
 		put_back(fixture, &small, small.bytes.length);
-		error = odb_pack_verify(fixture->odb, small.id, &records, &message);
+		error = odb_pack_verify(fixture->odb, small.id, NULL, NULL, &records, &message);
 		if (error != -ERR_CORRUPT && error != -ERR_VERSION)
 			fail_msg("flipped bit %zu of byte %zu of %zu: %d", bit % 8, i,
 			         small.bytes.length, error);
@@ -157,14 +157,15 @@ static void test_every_damaged_bit_is_found(void **state)
 	}
 	for (size_t length = 0; length < small.bytes.length; length += 7) {
 		put_back(fixture, &small, length);
-		assert_int_equal(odb_pack_verify(fixture->odb, small.id, &records, NULL),
-		                 -ERR_CORRUPT);
+		assert_int_equal(
+		        odb_pack_verify(fixture->odb, small.id, NULL, NULL, &records, NULL),
+		        -ERR_CORRUPT);
 		new_odb(fixture);
 		reads_are_right_or_fail(fixture, &small);
 	}
 	put_back(fixture, &small, small.bytes.length);
 	assert_true(reads_are_right_or_fail(fixture, &small));
-	assert_int_equal(odb_pack_verify(fixture->odb, small.id, &records, NULL), 0);
+	assert_int_equal(odb_pack_verify(fixture->odb, small.id, NULL, NULL, &records, NULL), 0);
 	buffer_release(&small.bytes);
 }
 
@@ -179,7 +180,8 @@ static void test_unknown_versions_are_refused(void **state)
 	make_small_pack(fixture, &small);
 	small.bytes.data[8] = 2;
 	put_back(fixture, &small, small.bytes.length);
-	assert_int_equal(odb_pack_verify(fixture->odb, small.id, NULL, &message), -ERR_VERSION);
+	assert_int_equal(odb_pack_verify(fixture->odb, small.id, NULL, NULL, NULL, &message),
+	                 -ERR_VERSION);
 	assert_non_null(strstr(message.text, "version 2"));
 	new_odb(fixture);
 	pointer = small.commit;
@@ -356,7 +358,8 @@ static void test_table_of_contents(void **state)
 		                 0);
 	}
 	flush(fixture);
-	assert_int_equal(odb_pack_verify(fixture->odb, pointer.place.pack, &records, NULL), 0);
+	assert_int_equal(
+	        odb_pack_verify(fixture->odb, pointer.place.pack, NULL, NULL, &records, NULL), 0);
 	assert_int_equal(records, 5000);
 	assert_int_equal(odb_pack_remove(fixture->odb, pointer.place.pack, NULL), 0);
 	buffer_release(&small.bytes);

@@ -415,8 +415,11 @@ static int read_and_write(const struct job *job, const struct piece *const *piec
 	        .writer = job->blob->writer, .pieces = pieces, .cache = cache, .message = message};
 	evict_before(cache, length);
 	allocate_blocks(job, pieces, count);
-	return odb_visit_chunks(cache->odb, pointers, count, scratch, collect_bytes, &writing,
-	                        message);
+	int error = odb_visit_chunks(cache->odb, pointers, count, scratch, collect_bytes, &writing,
+	                             message);
+	/* The file is there, and must not read as if it were not. */
+	return error == -ERR_NOT_FOUND ? fail_context(message, -ERR_CORRUPT, "missing content")
+	                               : error;
 }
 
 static void account(struct blob *blob, enum job_kind kind, uint64_t fetched)

@@ -91,6 +91,8 @@ int worktrees_read_commit(struct worktrees *trees, const struct pointer *pointer
                           struct commit **ret_commit, struct message *message)
 {
 	int r = commit_read(trees->odb, pointer, ret_commit, message);
+	if (r == -ERR_NOT_FOUND) /* its branch is there, and must not read as if it were not */
+		return fail_context(message, -ERR_CORRUPT, "missing commit");
 	if (r == 0 && trees->history != NULL)
 		history_note(trees->history, *ret_commit);
 	return r;

@@ -256,6 +256,9 @@ static int node_read(struct odb *odb, const struct pointer *pointer, struct list
 	struct record *record;
 	int error = odb_read_record(odb, RECORD_LIST, pointer, &record, message);
 
+	/* The file is there, and must not read as if it were not. */
+	if (error == -ERR_NOT_FOUND)
+		return fail_context(message, -ERR_CORRUPT, "missing list of a file");
 	if (error)
 		return error;
 	error = list_node_decode(record, ret_node);

@@ -40,6 +40,8 @@ static int batch_read(struct batch *batch)
 	if (batch->count)
 		error = odb_read_chunks(batch->odb, batch->pointers, batch->count, batch->outs,
 		                        batch->message);
+	if (error == -ERR_NOT_FOUND) /* the file is there, and must not read as if it were not */
+		error = fail_context(batch->message, -ERR_CORRUPT, "missing content");
 	for (size_t i = 0; !error && i < batch->partial_count; i++) {
 		const struct partial *partial = &batch->partials[i];
 

@@ -102,7 +102,7 @@ check:
 
 # -- fuzzing: one clang program per decoder, FUZZ_SECONDS each; the library is built once --
 FUZZ_FLAGS := -std=gnu17 -O1 -g -pthread -Wno-everything -fno-sanitize-recover=all
-FUZZ_OBJECTS := $(SOURCES:%.c=build/fuzz/objects/%.o)
+FUZZ_OBJECTS := $(SOURCES:%.c=build/fuzz/objects/%.o) $(TOOL_SOURCES:%.c=build/fuzz/objects/%.o)
 build/fuzz/objects/%.o: %.c
 	@mkdir -p $(@D)
 	$(call quiet,CLANG) clang $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined \

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "fs/json.h"
-#include "fs/verdict.h"
+#include "fs/publish/verdict.h"
 #include "refs/ref.h"
 #include "store/condemned.h"
 

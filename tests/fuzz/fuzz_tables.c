@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
-#include "fs/table_delta.h"
-#include "fs/tables.h"
+#include "fs/publish/table_delta.h"
+#include "fs/publish/tables.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

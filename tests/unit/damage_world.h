@@ -18,8 +18,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fs/command.h"
-#include "fs/vfs.h"
+#include "fs/commands/command.h"
+#include "fs/mount/vfs.h"
 
 #include <cmocka.h>
 

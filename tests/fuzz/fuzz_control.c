@@ -95,6 +95,8 @@ static void send_bytes(int fd, const uint8_t *bytes, size_t size, bool framed)
 		(void)send(fd, header, sizeof header, MSG_NOSIGNAL);
 	while (size) {
 		ssize_t sent = send(fd, bytes, size, MSG_NOSIGNAL);
+		if (sent < 0 && errno == EINTR)
+			continue;
 		if (sent <= 0)
 			break;
 		bytes += sent;
@@ -110,8 +112,10 @@ static void receive(int fd, bool refused)
 	uint8_t piece[65536];
 	ssize_t got;
 	unsigned frames = 0;
-	while ((got = recv(fd, piece, sizeof piece, 0)) > 0)
-		buffer_append(&answer, piece, (size_t)got);
+	/* The fuzzer's own timer interrupts. */
+	while ((got = recv(fd, piece, sizeof piece, 0)) > 0 || (got < 0 && errno == EINTR))
+		if (got > 0)
+			buffer_append(&answer, piece, (size_t)got);
 	if (got < 0 && errno == ECONNRESET)
 		return; /* it was answered before all was read */
 	for (size_t at = 0; at < answer.length; frames++) {

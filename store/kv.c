@@ -349,12 +349,42 @@ static uint64_t map_bytes_for(const struct kv *kv, uint64_t used)
 	return bytes;
 }
 
+static bool is_table(const struct kv *kv, const MDB_val *name)
+{
+	bool found = name->mv_size == strlen(SEAL_TABLE) &&
+	             memcmp(name->mv_data, SEAL_TABLE, name->mv_size) == 0;
+	for (size_t i = 0; !found && i < kv->table_count; i++)
+		found = name->mv_size == strlen(kv->names[i]) &&
+		        memcmp(name->mv_data, kv->names[i], name->mv_size) == 0;
+	return found;
+}
+
+/* A table whose name is damaged would be made anew, empty, as if nothing had ever been in it. */
+static int check_names(const struct kv *kv, MDB_txn *txn)
+{
+	MDB_dbi names;
+	MDB_cursor *cursor;
+	MDB_val name, value;
+	int code = mdb_dbi_open(txn, NULL, 0, &names);
+	if (code == 0)
+		code = mdb_cursor_open(txn, names, &cursor);
+	if (code != 0)
+		return code;
+	do
+		code = mdb_cursor_get(cursor, &name, &value, MDB_NEXT);
+	while (code == 0 && is_table(kv, &name));
+	mdb_cursor_close(cursor);
+	return code == 0 ? MDB_CORRUPTED : code == MDB_NOTFOUND ? 0 : code;
+}
+
 static int open_tables(struct kv *kv, MDB_env *env)
 {
 	MDB_txn *txn;
 	int code = mdb_txn_begin(env, NULL, 0, &txn);
 	if (code != 0)
 		return error_of(code);
+	if (kv->sealed)
+		code = check_names(kv, txn);
 	for (size_t i = 0; code == 0 && i < kv->table_count; i++)
 		code = mdb_dbi_open(txn, kv->names[i], MDB_CREATE, &kv->tables[i]);
 	if (code == 0 && kv->sealed)

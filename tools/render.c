@@ -109,6 +109,14 @@ static void disarm(cJSON *item)
 		disarm(child);
 }
 
+/* Of what others named, so perhaps "path", too: meta, log entries. */
+static void print_value(const cJSON *item)
+{
+	const char *value = cJSON_IsString(item) ? item->valuestring : "";
+	CLEANUP(free_pointer) char *clean = utf8_clean(value, strlen(value));
+	printf("%s", clean ? clean : "");
+}
+
 /* A path, fit to be printed, also when it is not UTF-8; free() it. */
 static char *path_of(const cJSON *object, const char *name)
 {
@@ -164,8 +172,11 @@ static void row_move(struct renderer *renderer, const cJSON *item)
 static void print_meta(const cJSON *commit, const char *prefix)
 {
 	const cJSON *pair;
-	cJSON_ArrayForEach (pair, cJSON_GetObjectItemCaseSensitive(commit, "meta"))
-		printf("%s%s: %s\n", prefix, pair->string, pair->valuestring);
+	cJSON_ArrayForEach (pair, cJSON_GetObjectItemCaseSensitive(commit, "meta")) {
+		printf("%s%s: ", prefix, pair->string);
+		print_value(pair);
+		printf("\n");
+	}
 }
 
 static void print_message(const char *message, const char *prefix)
@@ -266,8 +277,10 @@ static void row_log(struct renderer *renderer, const cJSON *item)
 		bool shown = !cJSON_IsString(field) || strlen(field->valuestring) == ID_HEX;
 		for (size_t i = 0; !shown && i < ARRAY_SIZE(first); i++)
 			shown = strcmp(field->string, first[i]) == 0;
-		if (!shown)
-			printf("  %s: %s", field->string, field->valuestring);
+		if (!shown) {
+			printf("  %s: ", field->string);
+			print_value(field);
+		}
 	}
 	printf("\n");
 }
@@ -764,8 +777,11 @@ static void sum_stats(struct renderer *renderer, const cJSON *reply)
 	cJSON_ArrayForEach (item, reply) {
 		if (cJSON_IsNumber(item))
 			printf("%-38s %.0f\n", item->string, item->valuedouble);
-		else if (cJSON_IsString(item))
-			printf("%-38s %s\n", item->string, item->valuestring);
+		if (!cJSON_IsString(item))
+			continue;
+		printf("%-38s ", item->string);
+		print_value(item);
+		printf("\n");
 	}
 }
 

@@ -600,6 +600,42 @@ static void test_not_an_environment(void **state)
 	kv_close(kv);
 }
 
+/* A table of another name would be a new, empty one. */
+static void test_damaged_names(void **state)
+{
+	static const char *const names[] = {"branches", "entries", "meta"};
+	const struct kv_options sealed = {.tables = names, .table_count = 3, .sealed = true};
+	struct kv *kv = open_kv(&sealed);
+	struct kv_txn *txn = begin(kv, true);
+	for (unsigned i = 0; i < 3; i++)
+		put_text(txn, i, "key", "value");
+	assert_int_equal(kv_commit(txn), 0);
+	kv_close(kv);
+	static const char *const all[] = {"branches", "entries", "meta", "~sealed"};
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+		CLEANUP(buffer_release) struct buffer bytes = {0};
+		CLEANUP(buffer_release) struct buffer good = {0};
+		size_t length = strlen(all[i]), changed = 0;
+		read_data(&good);
+		buffer_append(&bytes, good.data, good.length);
+		for (uint8_t *at = bytes.data;
+		     (at = memmem(at, bytes.length - (size_t)(at - bytes.data), all[i], length));
+		     at += length, changed++)
+			at[length - 1] ^= 1;
+		assert_true(changed > 0);
+		write_data(&bytes);
+		struct message message = {""};
+		assert_int_equal(kv_open(path_in("kv"), &sealed, &kv, &message), -ERR_CORRUPT);
+		assert_non_null(strstr(message.text, "data.mdb"));
+		write_data(&good);
+		kv = open_kv(&sealed);
+		txn = begin(kv, false);
+		expect_text(txn, 0, "key", "value");
+		kv_abort(txn);
+		kv_close(kv);
+	}
+}
+
 /* -- loseable environments -- */
 
 static void test_stamp(void **state)
@@ -873,6 +909,7 @@ int main(void)
 	        TEST(test_random_history),
 	        TEST(test_flipped_bytes),
 	        TEST(test_not_an_environment),
+	        TEST(test_damaged_names),
 	        TEST(test_stamp),
 	        TEST(test_killed),
 	        TEST(test_disk_full),

@@ -374,7 +374,8 @@ static void remove_pack_and_check(struct fixture *fixture, bool damaged)
 	assert_int_equal(kv_begin(fixture->index, false, &txn), 0);
 	assert_int_equal(kv_count(txn, 0, &count), 0);
 	kv_abort(txn);
-	assert_int_equal(odb_pack_verify(fixture->odb, small.id, NULL, NULL, NULL, NULL), -ERR_NOT_FOUND);
+	assert_int_equal(odb_pack_verify(fixture->odb, small.id, NULL, NULL, NULL, NULL),
+	                 -ERR_NOT_FOUND);
 	new_packer(fixture);
 	add_chunk(fixture, small.random, sizeof(small.random), &pointer, &new);
 	assert_true(new);

@@ -347,8 +347,9 @@ static void torn_tails_are_dropped_at_every_byte(void **unused)
 		struct journal journal;
 		int directory = open(root, O_RDONLY | O_DIRECTORY);
 		int journals = openat(directory, "journal", O_RDONLY | O_DIRECTORY);
-		assert_int_equal(journal_replay(journals, 1, false, NULL, NULL, &journal, &batches, NULL),
-		                 0);
+		assert_int_equal(
+		        journal_replay(journals, 1, false, NULL, NULL, &journal, &batches, NULL),
+		        0);
 		assert_int_equal(batches, expected);
 		assert_int_equal(journal.end, ends[expected]);
 		journal_close(&journal);

@@ -4,6 +4,7 @@
  * input is a byte that chooses the format, then files: u8 which of base, source and target have it,
  * u8 length of the name, u16 length of the content, name, content.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 

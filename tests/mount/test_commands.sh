@@ -13,10 +13,12 @@ cd "$mnt/main" || exit 1
 
 mkdir orders && printf 'id,price\n1,10\n2,20\n' >orders/a.csv && printf 'id,price\n3,30\n' >orders/b.csv
 check "status lists uncommitted files" bash -c 'lakectl status | grep -q "A  orders/a.csv"'
-check "commit, branch from the current directory" lakectl commit -m "orders" --meta source=erp --meta run=7
+check "commit, branch from the current directory" lakectl commit -m "orders" --meta source=erp --meta run=7 \
+	--meta path=$'\e[31m' --meta at=$'\e]0;title\a'
 check "log has message" bash -c 'lakectl log -n 1 | grep -q orders'
 check "--json after the command" equal "$(lakectl log -n 1 --json | json 'd["commits"][0]["message"]')" orders
 check "log --json has meta" equal "$(lakectl --json log -n 1 | json 'd["commits"][0]["meta"]["run"]')" 7
+check "meta does not drive the terminal, whatever its key" bash -c "lakectl log -n 1 | grep -q 'path: ' && ! lakectl log -n 1 | grep -q \$'\\e'"
 check_exit 2 "commit without message" lakectl commit
 check_exit 2 "commit with nothing changed" lakectl commit -m again
 check "commit --allow-empty" lakectl commit -m empty --allow-empty

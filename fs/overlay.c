@@ -297,7 +297,7 @@ static void give_last(struct worktree *worktree, struct inode *last, struct inod
 static int make_root(struct worktree *worktree)
 {
 	struct worktrees *trees = worktree->trees;
-	struct branch_record record = {.base = worktree->base};
+	struct branch_record record = {.base = worktree->base, .renaming = worktree->renaming};
 	record.overlay = overlay_new(trees);
 	record.root = state_number(trees->state);
 	if (record.overlay == 0 || record.root == 0)

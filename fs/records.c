@@ -22,7 +22,7 @@ enum {
 	INODE_FLAGS = 127,
 };
 enum { ENTRY_WHITEOUT = 0, ENTRY_INODE = 1 };
-enum { BRANCH_INTENT = 1 };
+enum { BRANCH_INTENT = 1, BRANCH_RENAMING = 2 };
 
 /* -- inodes -- */
 
@@ -493,6 +493,19 @@ int overlay_entries(struct worktrees *trees, uint64_t overlay, uint64_t director
 
 /* -- branches -- */
 
+static void get_renaming(struct reader *reader, struct branch_renaming *ret_renaming)
+{
+	size_t length = 0;
+	const uint8_t *to = read_string(reader, REF_NAME_MAX, &length);
+	const uint8_t *nonce = read_bytes(reader, REF_NONCE_BYTES);
+	if (to == NULL || nonce == NULL)
+		return;
+	memcpy(ret_renaming->to, to, length);
+	memcpy(ret_renaming->nonce, nonce, REF_NONCE_BYTES);
+	if (strlen(ret_renaming->to) != length || ref_name_check(ret_renaming->to, NULL) != 0)
+		reader->failed = true;
+}
+
 int branch_record_decode(const void *bytes, size_t length, struct branch_record *ret_record)
 {
 	struct reader reader = reader_of(bytes, length);
@@ -511,10 +524,13 @@ int branch_record_decode(const void *bytes, size_t length, struct branch_record 
 		record.intent_overlay = read_u64(&reader);
 		record.intent_root = read_u64(&reader);
 	}
+	if (flags & BRANCH_RENAMING)
+		get_renaming(&reader, &record.renaming);
 	int r = reader_finish(&reader);
-	if (r == 0 && (version != RECORD_VERSION || (flags & ~BRANCH_INTENT) != 0 ||
-	               (record.overlay == 0) != (record.root == 0) ||
-	               (record.intent_overlay == 0) != (record.intent_root == 0)))
+	if (r == 0 &&
+	    (version != RECORD_VERSION || (flags & ~(BRANCH_INTENT | BRANCH_RENAMING)) != 0 ||
+	     (record.overlay == 0) != (record.root == 0) ||
+	     (record.intent_overlay == 0) != (record.intent_root == 0)))
 		r = -ERR_CORRUPT;
 	if (r == 0)
 		*ret_record = record;
@@ -537,8 +553,10 @@ void branch_record_put(struct state_batch *batch, const char *branch,
 		return;
 	}
 	CLEANUP(buffer_release) struct buffer value = {0};
+	const struct branch_renaming *renaming = &record->renaming;
 	buffer_u8(&value, RECORD_VERSION);
-	buffer_u8(&value, record->intent ? BRANCH_INTENT : 0);
+	buffer_u8(&value, (uint8_t)((record->intent ? BRANCH_INTENT : 0) |
+	                            (renaming->to[0] ? BRANCH_RENAMING : 0)));
 	buffer_u64(&value, record->overlay);
 	buffer_u64(&value, record->root);
 	put_pointer(&value, &record->base);
@@ -547,6 +565,10 @@ void branch_record_put(struct state_batch *batch, const char *branch,
 		put_pointer(&value, &record->intent_commit);
 		buffer_u64(&value, record->intent_overlay);
 		buffer_u64(&value, record->intent_root);
+	}
+	if (renaming->to[0]) {
+		buffer_string(&value, renaming->to, strlen(renaming->to));
+		buffer_append(&value, renaming->nonce, REF_NONCE_BYTES);
 	}
 	state_put(batch, STATE_BRANCHES, branch, strlen(branch), value.data, value.length);
 	if (value.failed != 0)

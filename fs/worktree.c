@@ -199,8 +199,10 @@ void worktree_open_gate(struct worktree *worktree)
 
 static struct branch_record record_of(const struct worktree *worktree)
 {
-	return (struct branch_record){
-	        .overlay = worktree->overlay, .root = worktree->root, .base = worktree->base};
+	return (struct branch_record){.overlay = worktree->overlay,
+	                              .root = worktree->root,
+	                              .base = worktree->base,
+	                              .renaming = worktree->renaming};
 }
 
 static int put_record(struct worktree *worktree, const struct branch_record *record,
@@ -254,7 +256,10 @@ int worktree_swap(struct worktree *worktree, const struct commit *base, uint64_t
                   uint64_t root, struct message *message)
 {
 	assert((overlay == 0) == (root == 0));
-	struct branch_record record = {.overlay = overlay, .root = root, .base = base->self};
+	struct branch_record record = {.overlay = overlay,
+	                               .root = root,
+	                               .base = base->self,
+	                               .renaming = worktree->renaming};
 	/* Nothing uncommitted, before and after: there is no record. */
 	bool none = overlay == 0 && worktree->overlay == 0 && !worktree->intent;
 	int r = none ? 0 : put_record(worktree, &record, message);
@@ -295,10 +300,32 @@ int worktree_drop(struct worktree *worktree, struct message *message)
 	return r;
 }
 
+int worktree_announce(struct worktree *worktree, const struct branch_renaming *renaming,
+                      struct message *message)
+{
+	struct worktrees *trees = worktree->trees;
+	pthread_mutex_lock(&trees->table_lock);
+	worktree->renaming = renaming != NULL ? *renaming : (struct branch_renaming){0};
+	if (renaming != NULL) {
+		trees->renames_open = true;
+		trees->departures++; /* who began to make a tree of that name begins again */
+	}
+	pthread_mutex_unlock(&trees->table_lock);
+	const struct branch_record record = record_of(worktree);
+	int r = record.overlay != 0 ? put_record(worktree, &record, message) : 0;
+	if (r == 0 && renaming != NULL && record.overlay != 0)
+		r = state_sync(trees->state);
+	if (r == 0 || renaming == NULL)
+		return r;
+	worktree_announce(worktree, NULL, NULL);
+	return fail(message, r, "cannot make the uncommitted state durable: %s", error_text(r));
+}
+
 int worktree_rekey(struct worktree *worktree, const char *branch, struct message *message)
 {
 	struct worktrees *trees = worktree->trees;
 	struct branch_record record = record_of(worktree);
+	record.renaming = (struct branch_renaming){0};
 	/* The ref has moved already: this must not be what a full disk refuses. */
 	CLEANUP(state_batch_release) struct state_batch batch = {.makes_room = true};
 	branch_record_put(&batch, worktree->branch, &(struct branch_record){0});
@@ -319,6 +346,7 @@ int worktree_rekey(struct worktree *worktree, const char *branch, struct message
 			worktree_free(other);
 	}
 	leave_table(worktree);
+	worktree->renaming = record.renaming;
 	r = set_name(worktree, branch);
 	const char *name = worktree->branch;
 	if (r == 0)
@@ -409,6 +437,7 @@ static int settle(struct worktrees *trees, const char *branch, struct branch_rec
 	        .overlay = had ? record->intent_overlay : record->overlay,
 	        .root = had ? record->intent_root : record->root,
 	        .base = had ? record->intent_commit : record->base,
+	        .renaming = record->renaming,
 	};
 	CLEANUP(state_batch_release) struct state_batch batch = {0};
 	branch_record_put(&batch, branch, &settled);
@@ -441,12 +470,11 @@ static int load_worktree(struct worktrees *trees, const char *branch,
 	if (r != 0)
 		return fail(message, r, "%s", error_text(r));
 	struct branch_record record;
+	if (trees->renames_open)
+		r = worktree_settle_renamed(trees, branch, message);
+	if (r != 0)
+		return r;
 	r = branch_record_read(trees, branch, &record);
-	if (r == 0 && record.overlay != 0 && trees->renames_open) {
-		r = worktree_settle_renamed(trees, branch, &record, message);
-		if (r != 0 && r != -ERR_NOT_FOUND)
-			return r;
-	}
 	if (r == 0 && record.intent)
 		r = settle_late(trees, branch, &record, message);
 	else if (r != 0 && r != -ERR_NOT_FOUND)

@@ -168,7 +168,7 @@ static int vanish(struct worktree *worktree, const struct worktree_view *view,
 		return 0;
 	if (vanished) {
 		bool synced = now.overlay != 0 && state_sync(trees->state) == 0;
-		overlay_leave(trees, now.overlay, synced ? 0 : KEEP_STAGING);
+		overlay_discard(trees, now.overlay, synced ? 0 : KEEP_STAGING);
 		tell_gone(worktree);
 	}
 	return fail(message, -ERR_NOT_FOUND, "no branch '%s'", worktree->branch);
@@ -382,6 +382,8 @@ static int look(struct worktree *worktree, const struct worktree_view *view, boo
 	int r = ref_read_if_changed(odb_store(worktree->trees->odb), REF_BRANCH, branch,
 	                            &worktree->seen_etag, &ref, message);
 	worktree->refreshed_ms = clock_monotonic_ms();
+	if (r == -ERR_NOT_FOUND)
+		(void)worktree_settle_own(worktree, NULL); /* was it us? */
 	if (r == -ERR_NOT_FOUND && worktree->branch == branch)
 		return lose_branch(worktree, view, haste, message);
 	if (r < 0)

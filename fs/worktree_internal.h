@@ -78,7 +78,7 @@ struct worktrees {
 	_Atomic uint64_t writer_count; /* counts every file opened for writing, for ever */
 
 	pthread_mutex_t renames_lock; /* one renaming or settling at a time; after gates */
-	_Atomic bool renames_open;    /* two branch records may name one overlay */
+	_Atomic bool renames_open;    /* some branch may have a `renaming` */
 
 	pthread_mutex_t table_lock;
 	/* guarded by table_lock: */
@@ -102,6 +102,16 @@ struct worktrees {
 	struct buffer removed;     /* u64 each: staging files to unlink; cleaner_lock */
 	uint64_t removed_bytes;    /* at least what these take on the disk */
 	int64_t removed_due_ms;
+};
+
+/*
+ * A branch that is about to have another name. If a crash comes before that is recorded, or the
+ * store's answer does not, the nonce tells whether it was done (ref_was_renamed); then the
+ * working tree is the new name's. Until that is settled nobody makes one of either name.
+ */
+struct branch_renaming {
+	char to[REF_NAME_MAX + 1]; /* "": none */
+	uint8_t nonce[REF_NONCE_BYTES];
 };
 
 struct worktree {
@@ -137,7 +147,8 @@ struct worktree {
 	/* See "Locks" for who may read and write these. */
 	_Atomic uint64_t overlay; /* look-ups read it without a lock: stale is as good as early */
 	_Atomic uint64_t root;    /* the overlay's root inode; 0 with overlay 0 */
-	struct pointer base;      /* commit */
+	struct branch_renaming renaming; /* changes under table_lock, too */
+	struct pointer base;             /* commit */
 	struct pointer base_tree;
 	struct attributes base_root;
 	bool intent; /* the branch's record announces a move: to this commit with this overlay */
@@ -159,6 +170,7 @@ struct branch_record {
 	struct pointer intent_head, intent_commit;
 	uint64_t intent_overlay;
 	uint64_t intent_root;
+	struct branch_renaming renaming;
 };
 int branch_record_read(struct worktrees *trees, const char *branch,
                        struct branch_record *ret_record); /* -ERR_NOT_FOUND, -ERR_CORRUPT */
@@ -227,17 +239,22 @@ int worktree_drop(struct worktree *worktree, struct message *message);
 /* Gate closed. The working tree is `gone` and leaves the table, its record stays: whoever gets it
  * again loads it anew, and settles its intent. */
 void worktree_depart(struct worktree *worktree);
+/* Gate closed, under renames_lock. The branch is about to be renamed (NULL: is not any more): its
+ * record says so, durably, if it has one. From here to worktree_rekey no working tree of the new
+ * name is made. */
+int worktree_announce(struct worktree *worktree, const struct branch_renaming *renaming,
+                      struct message *message);
 /* Gate closed. The branch has another name now: its record moves, in one batch. */
 int worktree_rekey(struct worktree *worktree, const char *branch, struct message *message);
-/* At opening, before anything looks at the records, and while renames_open: of two that name one
- * overlay, the rest of an interrupted renaming, one goes. renames_open stays while that cannot be
- * told. */
+/* At opening, before anything looks at the records, and while renames_open: every renaming of a
+ * branch without a working tree ends, as it went. renames_open stays while that cannot be told. */
 int worktrees_settle_renames(struct worktrees *trees);
-/* Before a working tree is made of a branch's record: it must be the only one of its overlay. */
-int worktree_settle_renamed(struct worktrees *trees, const char *branch,
-                            struct branch_record *record, struct message *message);
-/* overlay_discard, unless some branch's record (still) names it. */
-void overlay_leave(struct worktrees *trees, uint64_t overlay, uint64_t successor);
+/* Before a working tree of `branch` is made: no renaming from it or to it may be open. May close
+ * the other branch's gate. -ERR_STORE_AWAY: cannot be told. */
+int worktree_settle_renamed(struct worktrees *trees, const char *branch, struct message *message);
+/* Ends the renaming of a working tree that is left from one that failed, if there is any: closes
+ * its gate, and it may have another name afterwards. */
+int worktree_settle_own(struct worktree *worktree, struct message *message);
 void worktrees_observer(struct worktrees *trees, struct worktree_observer *ret_observer);
 
 /* A fresh overlay number; its records may be written in any number of batches before a branch

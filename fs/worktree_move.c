@@ -5,12 +5,14 @@
  * overlay, the intent is made durable, the ref moves, the record swaps.
  *
  * Deleting removes the ref first: a crash before the record goes leaves uncommitted changes of a
- * branch that is not there; bringing the branch back brings them back too. Renaming records the
- * overlay under both names first; when a crash or a failure leaves both, the one whose branch
- * exists is kept, at opening or before either is next used. Deleting the other leaves the overlay
- * alone.
+ * branch that is not there; bringing the branch back brings them back too. Renaming first records
+ * that it is about to begin, with a nonce (struct branch_renaming); what a crash or a failure
+ * leaves is ended, as the refs tell that it went, at opening or before a working tree of either
+ * name is made.
  */
 #include "fs/snapshot.h"
+
+#include <stdio.h>
 
 #define MOVE_TRIES_MAX 16
 #define TOP_NAMES_MAX 256
@@ -273,6 +275,8 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
 	struct worktree_observer observer;
 	int error = worktree_get(trees, branch, &worktree, message);
 	if (!error)
+		error = worktree_settle_own(worktree, message);
+	if (!error)
 		error = worktree_close_gate(worktree);
 	if (error)
 		return error;
@@ -281,7 +285,7 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
 	worktree_open_gate(worktree);
 	if (error)
 		return error;
-	overlay_leave(trees, view.overlay, 0);
+	overlay_discard(trees, view.overlay, 0);
 	worktrees_observer(trees, &observer);
 	if (observer.branch_gone)
 		observer.branch_gone(observer.context, branch);
@@ -290,275 +294,283 @@ int worktree_delete_branch(struct worktrees *trees, const char *branch, bool for
 
 /* -- renaming -- */
 
-static int put_branch(struct worktrees *trees, const char *branch,
-                      const struct branch_record *record, struct message *message)
-{
-	/* A record that goes must not be what a full disk refuses. */
-	CLEANUP(state_batch_release)
-	struct state_batch batch = {.makes_room = record->overlay == 0};
-	branch_record_put(&batch, branch, record);
-	return state_commit(trees->state, &batch, message);
-}
-
-/* Gate closed. The overlay is the new name's too, should the ref get there and we not. */
-static int share_record(struct worktree *worktree, const struct worktree_view *view, const char *to,
-                        struct message *message)
+/* Uncommitted changes that are kept under the new name would be lost. */
+static int check_free(struct worktrees *trees, const char *to, struct message *message)
 {
 	struct branch_record record;
-	int error = branch_record_read(worktree->trees, to, &record);
-	if (!error)
-		return fail(message, -ERR_EXISTS,
-		            "uncommitted changes of a former branch '%s' are still here; choose "
-		            "another name, or `lakectl branch delete --force %s`",
-		            to, to);
-	if (error != -ERR_NOT_FOUND)
+	int error = branch_record_read(trees, to, &record);
+	if (error == -ERR_NOT_FOUND)
+		return 0;
+	if (error)
 		return error;
-	record = (struct branch_record){
-	        .overlay = view->overlay,
-	        .root = view->root,
-	        .base = view->base,
-	};
-	worktree->trees->renames_open = true;
-	error = put_branch(worktree->trees, to, &record, message);
-	return error ? error : state_sync(worktree->trees->state);
+	return fail(message, -ERR_EXISTS,
+	            "uncommitted changes of a former branch '%s' are still here; choose another "
+	            "name, or `lakectl branch delete --force %s`",
+	            to, to);
 }
 
-/* When did the branch last move? -ERR_NOT_FOUND: there is none. */
-static int moved_when(struct worktrees *trees, const char *branch, int64_t *ret_ms)
-{
-	CLEANUP(ref_release) struct ref ref = {0};
-	int error = ref_read(odb_store(trees->odb), REF_BRANCH, branch, &ref, NULL);
-	if (!error)
-		*ret_ms = ref.move_count ? ref.moves[0].time_ms : 0;
-	return error;
-}
-
-/* It is known that the old name is still the branch's; the new one may be another branch's. */
+/* It is known that the old name is still the branch's, and will be. After other errors the store
+ * may yet act. */
 static bool surely_not_renamed(int error)
 {
 	return error == -ERR_EXISTS || error == -ERR_NOT_FOUND || error == -ERR_MOVED ||
 	       error == -ERR_REFUSED;
 }
 
-/* The ref's renaming failed with `error`. 0: but it was done. */
-static int check_renamed(struct worktree *worktree, const char *to, int error)
+/* Gate closed, under renames_lock: the refs tell that the announced renaming was done. */
+static int finish_renaming(struct worktree *worktree, struct message *message)
 {
-	int64_t ms;
-	if (surely_not_renamed(error))
-		return error;
-	bool done = moved_when(worktree->trees, worktree_branch(worktree), &ms) == -ERR_NOT_FOUND &&
-	            moved_when(worktree->trees, to, &ms) == 0;
-	return done ? 0 : error;
+	const struct branch_renaming renaming = worktree->renaming;
+	const char *from = worktree_branch(worktree);
+	struct message said = {{0}};
+	int error = check_free(worktree->trees, renaming.to, &said);
+	if (error == -ERR_EXISTS) { /* then these are uncommitted changes of a former branch, too */
+		(void)worktree_announce(worktree, NULL, NULL);
+	} else if (!error) {
+		error = worktree_rekey(worktree, renaming.to, &said);
+		if (error) /* whoever asks for either name finds the record */
+			worktree_depart(worktree);
+	}
+	if (!error)
+		return 0;
+	return fail(message, error, "'%s' is '%s' now, but that could not be recorded here: %s",
+	            from, renaming.to, said.text);
 }
-
-static int settle_locked(struct worktrees *trees);
 
 /* Gate closed, under renames_lock. */
 static int rename_locked(struct worktree *worktree, const char *to, const struct ref_author *author,
                          struct message *message)
 {
-	struct worktrees *trees = worktree->trees;
+	struct object_store *store = odb_store(worktree->trees->odb);
 	const char *from = worktree_branch(worktree);
-	struct worktree_view view;
-	struct message said = {{0}};
-	const struct branch_record none = {0};
-	int error = 0;
-	worktree_view(worktree, &view);
-	if (view.overlay)
-		error = share_record(worktree, &view, to, message);
-	if (!error) {
-		error = ref_rename(odb_store(trees->odb), REF_BRANCH, from, to, author, message);
-		error = error ? check_renamed(worktree, to, error) : 0;
-		if (surely_not_renamed(error) && view.overlay &&
-		    put_branch(trees, to, &none, NULL) == 0)
-			trees->renames_open = false;
-		if (!error) {
-			error = worktree_rekey(worktree, to, &said);
-			if (error) { /* whoever asks for the new name finds its record */
-				worktree_depart(worktree);
-				fail(message, error,
-				     "'%s' is '%s' now, but that could not be recorded here: %s",
-				     from, to, said.text);
-			}
-		}
-	}
-	if (error && trees->renames_open)
-		(void)settle_locked(trees);
-	else
-		trees->renames_open = false;
+	struct branch_renaming renaming = {0};
+	struct ref_author renamer = *author;
+	bool done = false;
+	snprintf(renaming.to, sizeof(renaming.to), "%s", to);
+	random_bytes(renaming.nonce, sizeof(renaming.nonce));
+	renamer.nonce = renaming.nonce;
+	int error = check_free(worktree->trees, to, message);
+	if (!error)
+		error = worktree_announce(worktree, &renaming, message);
+	if (error)
+		return error;
+	error = ref_rename(store, REF_BRANCH, from, to, &renamer, message);
+	if (error && !surely_not_renamed(error) &&
+	    ref_was_renamed(store, REF_BRANCH, from, to, renaming.nonce, &done, NULL) == 0 && done)
+		error = 0;
+	if (!error)
+		return finish_renaming(worktree, message);
+	if (surely_not_renamed(error)) /* if this fails it is found out at the next opening */
+		(void)worktree_announce(worktree, NULL, NULL);
 	return error;
 }
 
-/* Gate closed. */
-static int rename_closed(struct worktree *worktree, const char *to, const struct ref_author *author,
-                         struct message *message)
+static void tell_renamed(struct worktrees *trees, const char *from, const char *to)
 {
-	struct worktrees *trees = worktree->trees;
-	pthread_mutex_lock(&trees->renames_lock);
-	/* What an earlier one left open is not forgotten with this one's end. */
-	int error = trees->renames_open ? settle_locked(trees) : 0;
-	if (error)
-		fail(message, error, "an earlier renaming was interrupted: %s", error_text(error));
-	else if (trees->renames_open)
-		error = fail(
-		        message, -ERR_STORE_AWAY,
-		        "an earlier renaming was interrupted, and whether it was done cannot be "
-		        "told yet; once the store can be read, try again");
-	if (!error)
-		error = rename_locked(worktree, to, author, message);
-	pthread_mutex_unlock(&trees->renames_lock);
-	return error;
+	struct worktree_observer observer;
+	worktrees_observer(trees, &observer);
+	if (observer.branch_renamed)
+		observer.branch_renamed(observer.context, from, to);
 }
 
 int worktree_rename_branch(struct worktrees *trees, const char *from, const char *to,
                            const struct ref_author *author, struct message *message)
 {
 	CLEANUP(worktree_cleanup) struct worktree *worktree = NULL;
-	struct worktree_observer observer;
 	int error = ref_name_check(to, message);
 	if (!error && strcmp(from, to) == 0)
 		return fail(message, -ERR_EXISTS, "'%s' has that name already", from);
 	if (!error)
 		error = worktree_get(trees, from, &worktree, message);
 	if (!error)
+		error = worktree_settle_own(worktree, message);
+	if (!error)
 		error = worktree_close_gate(worktree);
 	if (error)
 		return error;
-	error = rename_closed(worktree, to, author, message);
+	pthread_mutex_lock(&trees->renames_lock);
+	bool others_open = trees->renames_open;
+	bool is_ours = strcmp(worktree_branch(worktree), from) == 0;
+	if (is_ours)
+		error = rename_locked(worktree, to, author, message);
+	else if (strcmp(worktree_branch(worktree), to) != 0) /* else an earlier attempt did it */
+		error = fail(message, -ERR_NOT_FOUND, "no branch '%s'", from);
+	trees->renames_open = others_open || worktree->renaming.to[0];
+	pthread_mutex_unlock(&trees->renames_lock);
 	worktree_open_gate(worktree);
-	if (error)
-		return error;
-	worktrees_observer(trees, &observer);
-	if (observer.branch_renamed)
-		observer.branch_renamed(observer.context, from, to);
-	return 0;
-}
-
-/* -- renames that a crash or a failure interrupted -- */
-
-struct owner {
-	uint64_t overlay;
-	char branch[REF_NAME_MAX + 1];
-};
-
-static int note_owner(void *context, const char *branch, const struct branch_record *record)
-{
-	struct buffer *owners = context;
-	struct owner owner = {.overlay = record->overlay};
-	if (!record->overlay || strlen(branch) > REF_NAME_MAX)
-		return 0;
-	strcpy(owner.branch, branch);
-	buffer_append(owners, &owner, sizeof(owner));
-	return buffer_check(owners);
-}
-
-static int compare_owners(const void *a, const void *b)
-{
-	const struct owner *x = a, *y = b;
-	return x->overlay < y->overlay ? -1 : x->overlay > y->overlay;
-}
-
-/* Is it being written to under that name? */
-static bool is_used(struct worktrees *trees, const struct owner *owner)
-{
-	struct worktree *found = NULL;
-	pthread_mutex_lock(&trees->table_lock);
-	HASH_FIND_STR(trees->by_branch, owner->branch, found);
-	bool used = found && found->overlay == owner->overlay;
-	pthread_mutex_unlock(&trees->table_lock);
-	return used;
-}
-
-/* Two names of one overlay. The branch that exists has it; when both do the renaming came half
- * way, and it is still the older one's. */
-static int settle_pair(struct worktrees *trees, const struct owner *x, const struct owner *y,
-                       bool *left)
-{
-	const char *a = x->branch, *b = y->branch;
-	const struct branch_record none = {0};
-	int64_t a_ms = 0, b_ms = 0;
-	int a_error = moved_when(trees, a, &a_ms), b_error = moved_when(trees, b, &b_ms);
-	if ((a_error && a_error != -ERR_NOT_FOUND) || (b_error && b_error != -ERR_NOT_FOUND)) {
-		*left = true; /* the store is away: when it is back */
-		return 0;
-	}
-	if (a_error && b_error)
-		return 0;
-	bool keep_a = b_error || (!a_error && a_ms <= b_ms);
-	if (is_used(trees, keep_a ? y : x)) {
-		*left = true; /* when it is deleted, or at the next opening */
-		return 0;
-	}
-	return put_branch(trees, keep_a ? b : a, &none, NULL);
-}
-
-/* Under renames_lock. */
-static int settle_locked(struct worktrees *trees)
-{
-	bool left = false;
-	CLEANUP(buffer_release) struct buffer owners = {0};
-	int error = branch_records_each(trees, note_owner, &owners);
-	struct owner *list = (struct owner *)(void *)owners.data;
-	size_t count = owners.length / sizeof(*list);
-	if (count)
-		qsort(list, count, sizeof(*list), compare_owners);
-	for (size_t i = 1; !error && i < count; i++)
-		if (list[i - 1].overlay == list[i].overlay)
-			error = settle_pair(trees, &list[i - 1], &list[i], &left);
-	trees->renames_open = error || left;
+	if (others_open)
+		(void)worktrees_settle_renames(trees);
+	if (!error && is_ours)
+		tell_renamed(trees, from, to);
 	return error;
 }
 
-int worktrees_settle_renames(struct worktrees *trees)
+/* -- renamings that a crash or a failure interrupted -- */
+
+static int was_renamed(struct worktrees *trees, const char *from,
+                       const struct branch_renaming *renaming, bool *ret_renamed,
+                       struct message *message)
 {
+	int error = ref_was_renamed(odb_store(trees->odb), REF_BRANCH, from, renaming->to,
+	                            renaming->nonce, ret_renamed, NULL);
+	if (!error)
+		return 0;
+	return fail(message, error,
+	            "renaming '%s' to '%s' was interrupted, and whether it was done cannot be told "
+	            "while the store cannot be read: %s",
+	            from, renaming->to, error_text(error));
+}
+
+/* Under renames_lock: no working tree of that branch exists, and none can be made. */
+static int settle_record(struct worktrees *trees, const char *from, struct branch_record *record,
+                         struct message *message)
+{
+	const struct branch_renaming renaming = record->renaming;
+	bool renamed = false;
+	int error = was_renamed(trees, from, &renaming, &renamed, message);
+	if (error)
+		return error;
+	if (renamed && check_free(trees, renaming.to, NULL) == -ERR_EXISTS)
+		renamed = false; /* as in finish_renaming */
+	CLEANUP(state_batch_release) struct state_batch batch = {.makes_room = true};
+	record->renaming = (struct branch_renaming){0};
+	if (renamed)
+		branch_record_put(&batch, from, &(struct branch_record){0});
+	branch_record_put(&batch, renamed ? renaming.to : from, record);
+	return state_commit(trees->state, &batch, message);
+}
+
+/* Gate closed, under renames_lock. */
+static int settle_closed(struct worktree *worktree, bool *ret_renamed, struct message *message)
+{
+	if (!worktree->renaming.to[0])
+		return 0;
+	int error = was_renamed(worktree->trees, worktree_branch(worktree), &worktree->renaming,
+	                        ret_renamed, message);
+	if (error)
+		return error;
+	if (*ret_renamed)
+		return finish_renaming(worktree, message);
+	(void)worktree_announce(worktree, NULL, NULL);
+	return 0;
+}
+
+int worktree_settle_own(struct worktree *worktree, struct message *message)
+{
+	struct worktrees *trees = worktree->trees;
+	bool renamed = false;
+	pthread_mutex_lock(&trees->table_lock);
+	bool open = worktree->renaming.to[0] != '\0';
+	pthread_mutex_unlock(&trees->table_lock);
+	if (!open)
+		return 0;
+	int error = worktree_close_gate(worktree);
+	if (error)
+		return error == -ERR_NOT_FOUND ? 0 : error;
+	const char *from = worktree_branch(worktree);
 	pthread_mutex_lock(&trees->renames_lock);
-	int error = settle_locked(trees);
+	error = settle_closed(worktree, &renamed, message);
 	pthread_mutex_unlock(&trees->renames_lock);
+	const char *to = worktree_branch(worktree);
+	worktree_open_gate(worktree);
+	if (!error && renamed)
+		tell_renamed(trees, from, to);
 	return error;
 }
 
 struct search {
-	uint64_t overlay;
-	const char *but;
+	struct worktrees *trees;
+	const char *name;            /* of either side */
+	char from[REF_NAME_MAX + 1]; /* found, without a working tree */
+	struct branch_record record;
 };
 
-static int note_other(void *context, const char *branch, const struct branch_record *record)
+/* A working tree that is being renamed (to `to`, unless that is NULL), with one more reference. */
+static struct worktree *find_renaming(struct worktrees *trees, const char *to)
 {
-	const struct search *search = context;
-	bool other = !search->but || strcmp(branch, search->but) != 0;
-	return other && record->overlay == search->overlay;
+	struct worktree *worktree, *next, *found = NULL;
+	pthread_mutex_lock(&trees->table_lock);
+	HASH_ITER (hh, trees->by_branch, worktree, next) {
+		const char *becomes = worktree->renaming.to;
+		if (!found && becomes[0] && (!to || strcmp(becomes, to) == 0))
+			found = worktree;
+	}
+	if (found)
+		found->references++;
+	pthread_mutex_unlock(&trees->table_lock);
+	return found;
 }
 
-/* Does a branch other than `but` (NULL: any) have it? Yes, when that cannot be read. */
-static bool is_named(struct worktrees *trees, uint64_t overlay, const char *but)
+static bool has_worktree(struct worktrees *trees, const char *branch)
 {
-	struct search search = {overlay, but};
-	return branch_records_each(trees, note_other, &search) != 0;
+	struct worktree *found = NULL;
+	pthread_mutex_lock(&trees->table_lock);
+	HASH_FIND_STR(trees->by_branch, branch, found);
+	pthread_mutex_unlock(&trees->table_lock);
+	return found != NULL;
 }
 
-int worktree_settle_renamed(struct worktrees *trees, const char *branch,
-                            struct branch_record *record, struct message *message)
+static int note_renaming(void *context, const char *branch, const struct branch_record *record)
 {
-	if (!is_named(trees, record->overlay, branch))
+	struct search *search = context;
+	const char *name = search->name;
+	if (!record->renaming.to[0] || has_worktree(search->trees, branch) ||
+	    (strcmp(name, branch) != 0 && strcmp(name, record->renaming.to) != 0))
 		return 0;
-	int error = worktrees_settle_renames(trees);
-	if (error)
-		return fail(message, error, "a renaming of '%s' was interrupted: %s", branch,
-		            error_text(error));
-	error = branch_record_read(trees, branch, record);
-	if (error || !trees->renames_open || !is_named(trees, record->overlay, branch))
-		return error;
-	return fail(message, -ERR_STORE_AWAY,
-	            "a renaming of '%s' was interrupted, and whether it was done cannot be told "
-	            "while the store cannot be read",
-	            branch);
+	strcpy(search->from, branch);
+	search->record = *record;
+	return 1;
 }
 
-/* When the records cannot be read it is left: what nobody names goes at the next opening. */
-void overlay_leave(struct worktrees *trees, uint64_t overlay, uint64_t successor)
+struct settling {
+	struct worktrees *trees;
+	bool left;
+};
+
+static int settle_each(void *context, const char *branch, const struct branch_record *record)
 {
-	if (overlay && !is_named(trees, overlay, NULL))
-		overlay_discard(trees, overlay, successor);
+	struct settling *settling = context;
+	struct branch_record copy = *record;
+	if (!record->renaming.to[0])
+		return 0;
+	if (has_worktree(settling->trees, branch) ||
+	    settle_record(settling->trees, branch, &copy, NULL) != 0)
+		settling->left = true; /* when a working tree of either name is made */
+	return 0;
+}
+
+int worktrees_settle_renames(struct worktrees *trees)
+{
+	struct settling settling = {.trees = trees};
+	pthread_mutex_lock(&trees->renames_lock);
+	int error = branch_records_each(trees, settle_each, &settling);
+	struct worktree *loaded = find_renaming(trees, NULL);
+	if (!error)
+		trees->renames_open = settling.left || loaded;
+	pthread_mutex_unlock(&trees->renames_lock);
+	worktree_unref(loaded);
+	return error;
+}
+
+int worktree_settle_renamed(struct worktrees *trees, const char *branch, struct message *message)
+{
+	for (;;) {
+		CLEANUP(worktree_cleanup) struct worktree *other = find_renaming(trees, branch);
+		if (other) {
+			int error = worktree_settle_own(other, message);
+			if (error)
+				return error;
+			continue;
+		}
+		struct search search = {.trees = trees, .name = branch};
+		pthread_mutex_lock(&trees->renames_lock);
+		int found = branch_records_each(trees, note_renaming, &search);
+		int error = found == 1 ? settle_record(trees, search.from, &search.record, message)
+		                       : found;
+		pthread_mutex_unlock(&trees->renames_lock);
+		if (found != 1 || error)
+			return error;
+	}
 }
 
 /* -- roots -- */

@@ -258,7 +258,10 @@ static int next_ref(enum ref_kind kind, const char *name, const struct ref *base
 	move->time_ms = clock_wall_ms();
 	move->who = one_line(author ? author->who : NULL);
 	move->command = one_line(author ? author->command : NULL);
-	random_bytes(move->nonce, REF_NONCE_BYTES);
+	if (author && author->nonce)
+		memcpy(move->nonce, author->nonce, REF_NONCE_BYTES);
+	else
+		random_bytes(move->nonce, REF_NONCE_BYTES);
 	if (!move->who || !move->command)
 		return -ERR_NO_MEMORY;
 	for (size_t i = 0; i < kept; i++) {
@@ -756,6 +759,32 @@ int ref_restore(struct object_store *store, enum ref_kind kind, const char *name
 
 /* -- renaming -- */
 
+/* Who renames, at each step: the move that makes the new name has the nonce he brought, the one
+ * that ends the old name its complement, others have their own. */
+struct renamer {
+	struct ref_author makes, ends, author;
+	uint8_t complement[REF_NONCE_BYTES];
+};
+
+static void nonce_complement(const uint8_t nonce[REF_NONCE_BYTES],
+                             uint8_t ret_complement[REF_NONCE_BYTES])
+{
+	for (size_t i = 0; i < REF_NONCE_BYTES; i++)
+		ret_complement[i] = (uint8_t)~nonce[i];
+}
+
+static void renamer_init(struct renamer *renamer, const struct ref_author *author)
+{
+	const struct ref_author nobody = {0};
+
+	renamer->author = renamer->makes = renamer->ends = author ? *author : nobody;
+	renamer->author.nonce = NULL;
+	if (renamer->makes.nonce) {
+		nonce_complement(renamer->makes.nonce, renamer->complement);
+		renamer->ends.nonce = renamer->complement;
+	}
+}
+
 /* `from` moved after `created` was made of it: bring `created` along. */
 static int catch_up(struct object_store *store, struct ref *created, const struct ref *from,
                     const struct ref_author *author, struct message *message)
@@ -810,34 +839,72 @@ int ref_rename(struct object_store *store, enum ref_kind kind, const char *from,
 {
 	CLEANUP(ref_release) struct ref old = {0};
 	CLEANUP(ref_release) struct ref created = {0};
+	struct renamer by;
 	int rc = ref_name_check(to, message);
 
+	renamer_init(&by, author);
 	if (rc == 0)
 		rc = read_to_remove(store, kind, from, true, author, &old, message);
 	if (rc < 0)
 		return rc;
 	if (strcmp(from, to) == 0)
 		return exists_already(kind, to, message);
-	rc = create_at(store, kind, to, &old, &old.commit, author, &created, message);
+	rc = create_at(store, kind, to, &old, &old.commit, &by.makes, &created, message);
 	if (rc < 0)
 		return rc;
 	/* A crash here leaves both names, which loses nothing. */
 	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
 		struct ref next = {0};
 
-		rc = advance(store, &old, &pointer_none, author, &next, message);
+		rc = advance(store, &old, &pointer_none, &by.ends, &next, message);
 		ref_release(&next);
 		if (rc != -ERR_MOVED)
-			return rename_end(store, &old, &created, author, rc, message);
+			return rename_end(store, &old, &created, &by.author, rc, message);
 		/* What was known of it was out of date; it may just have been protected. */
-		rc = read_to_remove(store, kind, from, false, author, &next, message);
+		rc = read_to_remove(store, kind, from, false, &by.author, &next, message);
 		if (rc < 0)
-			return rename_end(store, &old, &created, author, rc, message);
+			return rename_end(store, &old, &created, &by.author, rc, message);
 		ref_release(&old);
 		old = next;
-		rc = catch_up(store, &created, &old, author, message);
+		rc = catch_up(store, &created, &old, &by.author, message);
 		if (rc < 0)
 			return rc;
 	}
 	return gave_up(kind, from, message);
+}
+
+/* Tombstones, too; with no moves when there is nothing. */
+static int load_any(struct object_store *store, enum ref_kind kind, const char *name,
+                    struct ref *ret_ref, struct message *message)
+{
+	struct message said = {0};
+	int rc = ref_load(store, kind, name, ret_ref, &said);
+
+	if (rc == 0 || rc == -ERR_NOT_FOUND)
+		return 0;
+	return fail(message, rc, "%s", said.text);
+}
+
+int ref_was_renamed(struct object_store *store, enum ref_kind kind, const char *from,
+                    const char *to, const uint8_t nonce[REF_NONCE_BYTES], bool *ret_renamed,
+                    struct message *message)
+{
+	CLEANUP(ref_release) struct ref old = {0};
+	CLEANUP(ref_release) struct ref new = {0};
+	uint8_t complement[REF_NONCE_BYTES];
+	int rc = load_any(store, kind, from, &old, message);
+
+	if (rc < 0)
+		return rc;
+	nonce_complement(nonce, complement);
+	bool ended = has_nonce(&old, complement);
+	if (!ended && pointer_is_none(&old.commit)) {
+		/* Somebody else ended it, or it is no longer known who did. */
+		rc = load_any(store, kind, to, &new, message);
+		if (rc < 0)
+			return rc;
+		ended = has_nonce(&new, nonce);
+	}
+	*ret_renamed = ended;
+	return 0;
 }

@@ -55,6 +55,7 @@ struct ref_author {
 	const char *who;
 	const char *command;
 	const struct ref_rights *rights; /* NULL: none. Borrowed */
+	const uint8_t *nonce; /* for ref_rename alone: what ref_was_renamed tells it by. Borrowed */
 };
 
 /* [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}, no "..", no trailing ".lock". -ERR_BAD_NAME + message. */
@@ -121,6 +122,13 @@ int ref_delete(struct object_store *store, enum ref_kind kind, const char *name,
 /* -ERR_EXISTS, -ERR_NOT_FOUND; -ERR_MOVED: both names are left, because somebody moved both. */
 int ref_rename(struct object_store *store, enum ref_kind kind, const char *from, const char *to,
                const struct ref_author *author, struct message *message);
+/* Was it done, the ref_rename of these names whose author brought `nonce`, however it ended? It is
+ * half done, and so it was not, as long as `from` is there. Whatever became of either since:
+ * another `from`, or a `to` that is somebody else's, does not mislead. (64 moves of theirs might.)
+ */
+int ref_was_renamed(struct object_store *store, enum ref_kind kind, const char *from,
+                    const char *to, const uint8_t nonce[REF_NONCE_BYTES], bool *ret_renamed,
+                    struct message *message);
 /* Bring back a deleted ref. -ERR_NOT_FOUND, -ERR_EXISTS. */
 int ref_restore(struct object_store *store, enum ref_kind kind, const char *name,
                 const struct ref_author *author, struct message *message);

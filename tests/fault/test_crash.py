@@ -3,7 +3,7 @@
 success is there, a commit happened whole or not at all, the lake is sound and can be used.
 
 CRASH_SEED repeats the choices (not the timing), CRASH_ROUNDS says how often it dies, CRASH_MODE
-(passthrough or copying) picks one of the two ways in which files are served.
+(passthrough, copying, or user: an ordinary user's mount) picks one of the ways in which files are served.
 """
 import ctypes
 import hashlib
@@ -12,12 +12,14 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
+import statistics
 import sys
 import time
+import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from lake import BIN, Lake, Refused, Tests  # noqa: E402
+import ordinary  # noqa: E402
+from lake import Lake, Refused, Tests  # noqa: E402
 
 libc = ctypes.CDLL(None, use_errno=True)
 EXCHANGE = 2
@@ -26,7 +28,8 @@ NAMES = "abcdefghij"
 SIZE_MAX = 200_000
 COPY_UP_BYTES_MAX = 65536
 FOLD_VALUE = 60_000  # journal bytes of one change: 70 of these are a fold
-AIM_SECONDS = 1.5
+AIM_SECONDS = 2
+ROUNDS = {"passthrough": 8, "copying": 6, "user": 5}
 
 
 def exchange(one, other):
@@ -199,7 +202,11 @@ def reached(found, all_states, operations, first=0):
 
 # -- the driver: commands that succeed, fail or die --
 
-KINDS = ["commit", "commit", "upload", "merge", "publish", "reset", "revert", "create", "rename", "delete", "restore", "gc"]
+KINDS = ["commit", "upload", "merge", "publish", "reset", "revert", "create", "rename", "taken", "delete", "restore", "gc"]
+FOLD = "journal fold"
+PUT = "put to the store"
+TARGETS = [None, "commit", *KINDS, FOLD, PUT]
+BRANCHES_MAX = 6
 RESTORED = [f"restored/{number}" for number in range(3)]  # on a branch whose head never moves
 BASE = b"as committed"
 
@@ -216,7 +223,7 @@ class Driver:
 
     def note(self, **what):
         with open(self.ledger, "a", encoding="ascii") as notes:
-            notes.write(json.dumps(what) + "\n")
+            notes.write(json.dumps(what | {"at": time.monotonic()}) + "\n")
 
     def ctl(self, kind, branches, *arguments, **details):
         """Run a command that may move, make or remove `branches`."""
@@ -233,10 +240,12 @@ class Driver:
     def counts(self):
         return [len(read_ledger(self.lake.scratch / f"ledger{i}")[0]) for i in range(WORKERS)]
 
-    def run(self):
+    def run(self, target):
+        """Commands of any kind; soon one of `target`."""
+        kinds = self.dice.choices(KINDS, k=self.dice.randrange(2)) + ([target] if target in KINDS else [])
         while self.lake.pid():
             try:
-                self.step(self.dice.choice(KINDS))
+                self.step(kinds.pop(0) if kinds else self.dice.choice(KINDS))
             except (OSError, Refused):
                 return
 
@@ -270,14 +279,24 @@ class Driver:
             self.branches(kind, f"b{time.time_ns()}")
 
     def branches(self, kind, new):
+        """Branches that come and go; each has a file that is not committed, and tells whose it is."""
         mine = [name for name in heads(self.lake) if name.startswith("b")]
-        old = self.dice.choice(mine) if mine else None
+        if kind == "create" and len(mine) > BRANCHES_MAX:
+            kind = "delete"
         if kind == "create" or not mine:
-            self.ctl("create", [new], "branch", "create", new, "main")
-        elif kind == "rename":
+            if not self.ctl("create", [new], "branch", "create", new, "main"):
+                return
+            self.note(kind="mark", name=new)
+            (self.lake / new / "mark").write_text(new)
+            self.note(kind="marked", name=new)
+            mine, new = [new], f"{new}-2"
+        old = self.dice.choice(mine)
+        if kind == "rename":
             self.ctl(kind, [old, new], "branch", "rename", old, new)
-        else:
-            self.ctl(kind, [old], "branch", "delete", old)
+        elif kind == "taken":
+            self.ctl(kind, [], "branch", "rename", old, "still")
+        elif kind == "delete":
+            self.ctl(kind, [old], "branch", "delete", "--force", old)
 
 
 def folds(path, seed):
@@ -300,14 +319,18 @@ class Crash:
         self.merged = set()    # files that a merge brought to main
         self.views = {}        # commit: digest of what it shows
         self.changes = []      # what was written before it was restored
-        self.killed_in = {}    # what was interrupted how often
+        self.marks = {}        # branch: what its file says, and whether that was finished
+        self.killed_in = {}    # what was under way: how often it had not been done, and had
+        self.seconds = {}      # what commands took
+        self.parts = set()     # files that interrupted puts left
+        self.targets = []
         for i in range(WORKERS):
             (lake / f"main/w{i}").mkdir()
         (lake / "main/restored").mkdir()
         for path in RESTORED:
             (lake / "main" / path).write_bytes(BASE)
         lake.ctl("commit", "main", "-m", "start")
-        for name in ("side", "moved", "rest"):
+        for name in ("side", "moved", "rest", "still"):
             lake.ctl("branch", "create", name, "main")
         self.heads = heads(lake)
         self.files = [{} for _ in range(WORKERS)]
@@ -331,12 +354,16 @@ class Crash:
             path.write_text("")
         pids = [self.fork(worker, lake / f"main/w{i}", ledgers[i], dice.randrange(1 << 30),
                           self.files[i]) for i in range(WORKERS)]
-        driver = self.fork(Driver(lake, lake.scratch / "driver", dice.randrange(1 << 30)).run)
+        if not self.targets:
+            self.targets = dice.sample(TARGETS, len(TARGETS))
+        target = self.targets.pop()
+        driver = self.fork(Driver(lake, lake.scratch / "driver", dice.randrange(1 << 30)).run, target)
         folder = self.fork(folds, lake / "main/filled", dice.randrange(1 << 30))
-        self.aim(dice.choice([None, *set(KINDS)]))
+        self.aim(target)
         with_commands = dice.randrange(3) == 0
         daemon = lake.pid()
         lake.kill()
+        self.look_at_files()
         if with_commands:
             os.killpg(driver, signal.SIGKILL)
         for pid in (*pids, folder):
@@ -349,25 +376,50 @@ class Crash:
         self.verify(ledgers)
 
     def aim(self, kind):
-        """Wait until the daemon is to die: at some moment, or soon after such a command has begun."""
+        """Wait until the daemon is to die: at some moment, or while it does such a thing."""
         if not kind:
             time.sleep(self.dice.uniform(0.05, 0.9))
             return
         until = time.monotonic() + AIM_SECONDS
         begun = f'"kind": "{kind}", "begin": true'
-        while time.monotonic() < until and begun not in (self.lake.scratch / "driver").read_text():
-            time.sleep(0.005)
-        time.sleep(self.dice.uniform(0, self.dice.choice((0.03, 0.1, 0.3))))
+        seen = {FOLD: lambda: self.segments() > 1, PUT: lambda: self.puts() - self.parts}.get(
+            kind, lambda: begun in (self.lake.scratch / "driver").read_text())
+        while time.monotonic() < until and not seen():
+            time.sleep(0.004 if kind in KINDS else 0.0005)
+        if kind in KINDS:
+            took = statistics.median(self.seconds[kind][-9:]) if kind in self.seconds else 0.05
+            time.sleep(took * self.dice.choice((self.dice.uniform(0, 1), self.dice.uniform(0.7, 1.2))))
+
+    def segments(self):
+        return sum(1 for name in os.listdir(self.lake.directory / "state/journal") if "." not in name)
+
+    def puts(self):
+        return set(os.listdir(self.lake.directory / "store/~tmp"))
+
+    def look_at_files(self):
+        """What the files of a lake that nobody has opened since tell of the moment of the kill."""
+        if self.segments() > 1:
+            self.count(FOLD, None)
+        parts = self.puts()
+        if parts - self.parts:
+            self.count(PUT, None)
+        self.parts = parts
+
+    def count(self, what, done):
+        """done None: not known."""
+        counts = self.killed_in.setdefault(what, [0, 0, 0])
+        counts[0 if done is None else 1 + done] += 1
 
     def wait_for_commands(self):
         """A command that goes on without a daemon holds the lake."""
         for _ in range(500):
-            done = subprocess.run([BIN / "lakectl", "--lake", self.lake.directory, "branch"],
-                                  capture_output=True, check=False)
-            if done.returncode == 0:
+            try:
+                self.lake.ctl("branch", "list")
                 return
+            except Refused as problem:
+                text = str(problem)
             time.sleep(0.02)
-        raise AssertionError(f"the lake stays in use: {done.stderr}")
+        raise AssertionError(f"the lake stays in use: {text}")
 
     def verify(self, ledgers):
         histories = []
@@ -405,6 +457,7 @@ class Crash:
 
     def verify_commands(self, histories):
         begun, notes = None, [json.loads(line) for line in (self.lake.scratch / "driver").read_text().splitlines()]
+        interrupted = []
         for note in notes:
             if note.get("begin"):
                 begun = note
@@ -413,16 +466,21 @@ class Crash:
             if failed:
                 self.verify_failure(failed)
                 if begun and self.daemon_died(failed):
-                    self.interrupted(begun)
-            elif note["kind"] == "commit":
-                self.verify_commit(note, histories)
-            elif note["kind"] in ("merge", "publish"):
-                self.main.add(note["commit"])
-                self.merged.add(note["name"])
-            begun = None
+                    interrupted.append(begun)
+            elif note.get("done"):
+                self.seconds.setdefault(note["kind"], []).append(note["at"] - begun["at"])
+                if note["kind"] == "commit":
+                    self.verify_commit(note, histories)
+                elif note["kind"] in ("merge", "publish"):
+                    self.main.add(note["commit"])
+                    self.merged.add(note["name"])
+            if note["kind"] not in ("mark", "marked"):
+                begun = None
         if begun:
-            self.interrupted(begun)
-        self.verify_heads(notes)
+            interrupted.append(begun)
+        found = heads(self.lake)
+        self.verify_heads(notes, found, interrupted)
+        self.verify_marks(notes, found)
         self.verify_restored(notes)
         log = [entry["id"] for entry in self.lake.ctl("log", "main", "-n", 100000)["commits"]]
         lost = self.main - set(log)
@@ -432,14 +490,11 @@ class Crash:
         for name in self.merged:
             assert (self.lake / "main/side" / name).read_bytes() == name.encode() * 1000
 
-    def interrupted(self, note):
-        self.killed_in[note["kind"]] = self.killed_in.get(note["kind"], 0) + 1
-
     @staticmethod
     def daemon_died(text):
         return any(word in text for word in ("daemon", "connect", "went away", "ended", "no answer"))
 
-    def verify_heads(self, notes):
+    def verify_heads(self, notes, found, interrupted):
         """What nothing had been done to stands where it stood; else it is the old head or the new one."""
         expected, touched, removable = self.heads, set(), set()
         for note in notes:
@@ -448,7 +503,9 @@ class Crash:
             elif note.get("begin"):
                 touched |= set(note["branches"])
                 removable |= set(note["branches"]) if note["kind"] in ("rename", "delete", "create") else set()
-        found = heads(self.lake)
+        for note in interrupted:
+            done = any(found.get(name) != expected.get(name) for name in note["branches"])
+            self.count(note["kind"], done if note["branches"] else None)
         for name in expected.keys() | found.keys():
             if found.get(name) == expected.get(name):
                 continue
@@ -461,6 +518,25 @@ class Crash:
         for note in notes:  # a branch that is renamed has one of its names, or both
             if note.get("begin") and note["kind"] == "rename" and note["branches"][0] in expected:
                 assert set(note["branches"]) & found.keys(), f"both names are gone: {note['branches']}"
+
+    def verify_marks(self, notes, found):
+        """What is not committed goes with its branch through renamings, and to no other."""
+        for note in notes:
+            if note["kind"] == "mark":
+                self.marks[note["name"]] = [note["name"], False]
+            elif note["kind"] == "marked":
+                self.marks[note["name"]][1] = True
+            elif note["kind"] == "rename" and note.get("begin"):
+                old, new = note["branches"]
+                if old in self.marks and old not in found and new in found:
+                    self.marks[new] = self.marks[old]
+        # a name is used once, so where one of several branches that follow each other is, the last one is
+        self.marks = {name: mark for name, mark in self.marks.items() if name in found}
+        for name, (text, finished) in self.marks.items():
+            path = self.lake / name / "mark"
+            there = path.read_text() if path.exists() else None
+            assert there == text or not finished and there in (None, ""), f"{name}: {there}, not {text}"
+        assert not self.lake.ctl("status", "still")["changes"], "changes came to a branch that nobody wrote to"
 
     def parents(self, commit):
         """Of a commit, and its own."""
@@ -482,7 +558,7 @@ class Crash:
     def verify_failure(text):
         expected = ("in use by process", "daemon", "connect", "went away", "ended", "no lake",
                     "nothing changed", "no revision", "open for writing", "is closing", "moved",
-                    "interrupted", "no answer", "no commit")
+                    "interrupted", "no answer", "no commit", "branch 'still' already")
         if not any(word in text for word in expected):
             print("# a command said:", text[:200])
 
@@ -508,11 +584,12 @@ class Crash:
         for commit, wanted in self.views.items():
             assert self.digest(commit) == wanted, f"commit {commit} changed"
         self.lake.ctl("fsck")
-        print("# killed in", self.killed_in, "commits", len(self.main), "merges", len(self.merged))
+        print("# under way at a kill [not known, not done, done]:", json.dumps(self.killed_in))
+        print("# commits", len(self.main), "merges", len(self.merged), flush=True)
 
 
 def crashes(mode, seed, rounds):
-    lake = Lake(*([] if mode == "passthrough" else ["--no-passthrough"]))
+    lake = Lake(*(["--no-passthrough"] if mode == "copying" else []))
     lake.mountpoint.mkdir()
     lake.ctl("init")
     settings = lake.directory / "lake.json"
@@ -529,7 +606,7 @@ def crashes(mode, seed, rounds):
         crash.end()
     except BaseException as problem:
         print(f"# CRASH_SEED={seed} CRASH_MODE={mode} round {number}")
-        print("#", json.dumps(getattr(problem, "reply", None)))
+        print("#", repr(problem), json.dumps(getattr(problem, "reply", None)))
         if os.environ.get("CRASH_KEEP"):
             print("# kept", lake.scratch, flush=True)
             os.kill(os.getpid(), 9)
@@ -558,17 +635,41 @@ def old_descriptors():
         lake.ctl("fsck")
 
 
+def as_user(tests, name, seed, rounds):
+    """The same, of a mount that is an ordinary user's."""
+    why_not = ordinary.impossible()
+    if why_not:
+        tests.skip(name, why_not)
+        return
+    with tests.case(name), ordinary.place() as place:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                place.become()
+                crashes("user", seed, rounds)
+                status = 0
+            except BaseException:  # nothing of the parent's may run here
+                print("".join("# " + line for line in traceback.format_exc().splitlines(True)), flush=True)
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0, "see above"
+
+
 def main():
     tests = Tests()
-    with tests.case("descriptors of a killed daemon cannot change what was committed"):
-        old_descriptors()
-    seed = os.environ.get("CRASH_SEED")
-    rounds = int(os.environ.get("CRASH_ROUNDS", 10))
-    modes = [os.environ["CRASH_MODE"]] if "CRASH_MODE" in os.environ else ["passthrough", "copying"]
+    modes = [os.environ["CRASH_MODE"]] if "CRASH_MODE" in os.environ else list(ROUNDS)
+    if "passthrough" in modes:
+        with tests.case("descriptors of a killed daemon cannot change what was committed"):
+            old_descriptors()
     for mode in modes:
-        chosen = int(seed) if seed else random.randrange(1 << 32)
-        with tests.case(f"kill -9 {rounds} times, {mode}, seed {chosen}"):
-            crashes(mode, chosen, rounds)
+        seed = int(os.environ.get("CRASH_SEED", random.randrange(1 << 32)))
+        rounds = int(os.environ.get("CRASH_ROUNDS", ROUNDS[mode]))
+        name = f"kill -9 {rounds} times, {mode}, seed {seed}"
+        if mode == "user":
+            as_user(tests, name, seed, rounds)
+            continue
+        with tests.case(name):
+            crashes(mode, seed, rounds)
     tests.done()
 
 

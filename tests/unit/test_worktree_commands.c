@@ -1,6 +1,8 @@
 /* Moving and restoring working trees, their branches; and all commands on random trees. */
 #include "tests/unit/working_tree.h"
 
+#include <sys/wait.h>
+
 /* -- moving -- */
 
 static struct pointer make_branch_commit(struct fixture *fixture, const char *branch,
@@ -405,35 +407,219 @@ static void test_branches(void **state)
 	fixture_end(&fixture);
 }
 
-/* A renaming that a crash interrupted before and after the ref moved. */
-static void test_branches__rename_interrupted(void **state)
+/* -- a process that dies, or a store that goes away, at one of the calls of a renaming -- */
+
+static struct object_ops doomed_ops, inner_ops;
+static struct {
+	unsigned calls, at; /* at 0: never */
+	bool after;         /* the store acts, but its answer comes to nobody */
+	bool dies;          /* else -ERR_STORE_AWAY, for all that follow, too */
+} doom;
+#define DIED 77
+#define TEST_DOOM(call) \
+	do { \
+		bool due = doom.at && ++doom.calls >= doom.at; \
+		bool acts = !due || (doom.after && doom.calls == doom.at); \
+		int result_ = acts ? (call) : -ERR_STORE_AWAY; \
+		if (due && doom.dies) \
+			_exit(DIED); \
+		return due ? -ERR_STORE_AWAY : result_; \
+	} while (0)
+
+static int doomed_get(struct object_store *store, const char *key, uint64_t offset, uint64_t length,
+                      struct buffer *ret_bytes, struct etag *ret_etag, struct message *said)
 {
-	for (int moved = 0; moved < 2; moved++) {
-		struct fixture fixture;
-		fixture_new(&fixture);
-		struct worktree *main = get(&fixture, "main");
-		check(put(main, "a", "a"));
-		worktree_unref(main);
-		struct branch_record record;
-		struct state_batch batch = {0};
-		check(branch_record_read(fixture.trees, "main", &record));
-		branch_record_put(&batch, "other", &record);
-		check(state_commit(fixture.state, &batch, message));
-		state_batch_release(&batch);
-		if (moved)
-			check(ref_rename(fixture.store, REF_BRANCH, "main", "other", &tester,
-			                 message));
-		fixture_close(&fixture);
-		fixture_open(&fixture, NULL);
-		assert_int_equal(
-		        branch_record_read(fixture.trees, moved ? "main" : "other", &record),
-		        -ERR_NOT_FOUND);
-		struct worktree *now = get(&fixture, moved ? "other" : "main");
-		assert_changes(now, "added a\n");
-		assert_file(&fixture, now, "a", "a");
-		worktree_unref(now);
-		fixture_end(&fixture);
+	if (doom.at && doom.calls + 1 >= doom.at) /* nothing is got by who gets no answer */
+		doom.after = false;
+	TEST_DOOM(inner_ops.get(store, key, offset, length, ret_bytes, ret_etag, said));
+}
+
+static int doomed_put_if_absent(struct object_store *store, const char *key, const void *bytes,
+                                size_t length, struct etag *ret_etag, struct message *said)
+{
+	TEST_DOOM(inner_ops.put_if_absent(store, key, bytes, length, ret_etag, said));
+}
+
+static int doomed_put_if_match(struct object_store *store, const char *key, const void *bytes,
+                               size_t length, const struct etag *expected, struct etag *ret_etag,
+                               struct message *said)
+{
+	TEST_DOOM(inner_ops.put_if_match(store, key, bytes, length, expected, ret_etag, said));
+}
+
+static void doom_store(struct object_store *store, unsigned at, bool after, bool dies)
+{
+	inner_ops = doomed_ops = *store->ops;
+	doomed_ops.get = doomed_get;
+	doomed_ops.put_if_absent = doomed_put_if_absent;
+	doomed_ops.put_if_match = doomed_put_if_match;
+	doomed_ops.get_if_changed = NULL;
+	store->ops = &doomed_ops;
+	doom.calls = 0;
+	doom.at = at;
+	doom.after = after;
+	doom.dies = dies;
+}
+
+enum other { OTHER_NONE, OTHER_DELETED, OTHER_OLDER, OTHER_NEWER, OTHERS };
+
+/* `main` with an uncommitted file, and maybe another branch. */
+static void rename_begin(struct fixture *fixture, enum other other)
+{
+	fixture_new(fixture);
+	struct pointer head = head_of(fixture, "main");
+	if (other != OTHER_NONE)
+		check(ref_create(fixture->store, REF_BRANCH, "other", &head, &tester, message));
+	if (other == OTHER_DELETED)
+		check(ref_delete(fixture->store, REF_BRANCH, "other", &tester, message));
+	usleep(2000);
+	head = make_branch_commit(fixture, "main", "base", "base");
+	usleep(2000);
+	if (other == OTHER_NEWER) {
+		CLEANUP(ref_release) struct ref ref = {0};
+		check(ref_read(fixture->store, REF_BRANCH, "other", &ref, message));
+		check(ref_move(fixture->store, &ref, &head, &tester, message));
 	}
+	struct worktree *main = get(fixture, "main");
+	check(put(main, "a", "a"));
+	worktree_unref(main);
+}
+
+/* In a process of its own. True: it died. */
+static bool rename_dying(struct fixture *fixture, unsigned at, bool after)
+{
+	int status = 0;
+	pid_t child = fork();
+	if (child == 0) {
+		fixture_open(fixture, NULL);
+		worktree_unref(get(fixture, "main"));
+		doom_store(fixture->store, at, after, true);
+		_exit(worktree_rename_branch(fixture->trees, "main", "other", &tester, NULL) != 0);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status) == DIED;
+}
+
+static bool is_there(struct object_store *store, const char *branch)
+{
+	CLEANUP(ref_release) struct ref ref = {0};
+	return ref_read(store, REF_BRANCH, branch, &ref, NULL) == 0;
+}
+
+/* They are `owner`'s, whole, and not the other's. */
+static void check_owner(struct fixture *fixture, const char *owner, const char *other,
+                        const char *changes)
+{
+	struct branch_record record;
+	struct worktree *worktree = get(fixture, owner);
+	assert_string_equal(worktree_branch(worktree), owner);
+	assert_changes(worktree, changes);
+	assert_file(fixture, worktree, "a", "a");
+	worktree_unref(worktree);
+	assert_int_equal(branch_record_read(fixture->trees, other, &record), -ERR_NOT_FOUND);
+	check(branch_record_read(fixture->trees, owner, &record));
+	if (!is_there(fixture->store, other))
+		return;
+	worktree = get(fixture, other);
+	assert_changes(worktree, "");
+	worktree_unref(worktree);
+}
+
+enum meanwhile { MEANWHILE_NOTHING, MEANWHILE_DELETED, MEANWHILE_MADE };
+
+/* What other hosts do before this one comes back; and whose the changes are then. */
+static const char *happens(const struct fixture *fixture, enum meanwhile what, bool taken)
+{
+	struct object_store *store;
+	char path[256];
+	fixture_path(fixture, "store", path);
+	check(object_local_open(path, false, &store, message));
+	bool made = !taken && is_there(store, "other"), ended = !is_there(store, "main");
+	if (what == MEANWHILE_DELETED && !ended) {
+		check(ref_delete(store, REF_BRANCH, "main", &tester, message));
+		ended = made; /* with that it has been done */
+	} else if (what == MEANWHILE_MADE && ended) {
+		CLEANUP(ref_release) struct ref ref = {0};
+		check(ref_read(store, REF_BRANCH, "other", &ref, message));
+		check(ref_create(store, REF_BRANCH, "main", &ref.commit, &tester, message));
+	}
+	object_store_free(store);
+	return ended ? "other" : "main";
+}
+
+static void test_branches__rename_killed(void **state)
+{
+	static const struct {
+		enum other other;
+		enum meanwhile what;
+	} cases[] = {
+	        {OTHER_NONE, MEANWHILE_NOTHING},  {OTHER_NONE, MEANWHILE_DELETED},
+	        {OTHER_NONE, MEANWHILE_MADE},     {OTHER_DELETED, MEANWHILE_NOTHING},
+	        {OTHER_OLDER, MEANWHILE_NOTHING}, {OTHER_OLDER, MEANWHILE_DELETED},
+	        {OTHER_NEWER, MEANWHILE_NOTHING},
+	};
+	unsigned stayed = 0, moved = 0;
+	for (unsigned i = 0; i < ARRAY_SIZE(cases) * 2; i++) {
+		enum other other = cases[i / 2].other;
+		enum meanwhile what = cases[i / 2].what;
+		bool died = true, taken = other == OTHER_OLDER || other == OTHER_NEWER;
+		for (unsigned at = 1; died; at++) {
+			struct fixture fixture;
+			rename_begin(&fixture, other);
+			fixture_close(&fixture);
+			died = rename_dying(&fixture, at, i % 2);
+			const char *owner = happens(&fixture, what, taken);
+			bool stays = strcmp(owner, "main") == 0;
+			fixture_open(&fixture, NULL);
+			check_owner(&fixture, owner, stays ? "other" : "main", "added a\n");
+			assert_false(fixture.trees->renames_open);
+			fixture_end(&fixture);
+			stayed += died && stays;
+			moved += died && !stays;
+		}
+	}
+	assert_true(stayed > 0 && moved > 0);
+}
+
+/* The same with a store that does not answer for a while: nobody has to wait for it, and when it is
+ * back it is found out. */
+static void test_branches__rename_unanswered(void **state)
+{
+	unsigned moved = 0, failures = 0;
+	for (unsigned i = 0; i < OTHERS * 2; i++) {
+		enum other other = i % OTHERS;
+		int error = -1;
+		for (unsigned at = 1; error; at++) {
+			struct fixture fixture;
+			rename_begin(&fixture, other);
+			struct worktree *main = get(&fixture, "main");
+			doom_store(fixture.store, at, i / OTHERS, false);
+			error = worktree_rename_branch(fixture.trees, "main", "other", &tester,
+			                               NULL);
+			if (doom.calls < doom.at)
+				error = 0; /* it was refused */
+			else if (error)
+				check(put(main, "b", "b"));
+			doom.at = 0;
+			bool ended = !is_there(fixture.store, "main");
+			const char *owner = ended ? "other" : "main";
+			const char *changes = error ? "added a\nadded b\n" : "added a\n";
+			if (at % 2) /* as the follower does */
+				(void)worktree_refresh(main, NULL);
+			check_owner(&fixture, owner, ended ? "main" : "other", changes);
+			assert_string_equal(worktree_branch(main), owner);
+			check(worktree_rename_branch(fixture.trees, owner, "third", &tester,
+			                             message));
+			check_owner(&fixture, "third", owner, changes);
+			assert_false(fixture.trees->renames_open);
+			worktree_unref(main);
+			fixture_end(&fixture);
+			failures += error != 0;
+			moved += error && ended;
+		}
+	}
+	assert_in_range(moved, 1, failures - OTHERS);
 }
 
 /* -- everything on random trees -- */
@@ -718,7 +904,8 @@ int main(void)
 	        cmocka_unit_test(test_restore__large_tables),
 	        cmocka_unit_test(test_restore__what_is_in_the_way),
 	        cmocka_unit_test(test_branches),
-	        cmocka_unit_test(test_branches__rename_interrupted),
+	        cmocka_unit_test(test_branches__rename_killed),
+	        cmocka_unit_test(test_branches__rename_unanswered),
 	        cmocka_unit_test(test_random),
 	};
 	return cmocka_run_group_tests_name("worktree_commands", tests, NULL, NULL);

@@ -18,6 +18,8 @@
 #define LAKE_VERSION "0.1.0"
 #endif
 #define EXIT_USAGE 2
+#define LOCKED_WAIT_MS 5000
+#define LOCKED_PAUSE_MS 20
 
 struct invocation {
 	const char *lake_given;
@@ -139,6 +141,27 @@ static int run_here(const char *directory, const cJSON *request,
 	return 0;
 }
 
+/* By laked, or here when there is none. A lake that is locked while nobody listens has a server
+ * that begins, takes over from one that died, or ends, or another command that runs without one. */
+static int run_anywhere(const char *directory, const cJSON *request,
+                        const struct command_output *output, cJSON **ret_reply,
+                        struct message *message)
+{
+	int64_t until_ms = clock_monotonic_ms() + LOCKED_WAIT_MS;
+	for (;;) {
+		struct message said = {{0}};
+		int error = control_call(directory, request, output, ret_reply, &said);
+		if (error == -ERR_NOT_FOUND)
+			error = run_here(directory, request, output, ret_reply, &said);
+		if (error != -ERR_BUSY || clock_monotonic_ms() >= until_ms) {
+			if (error)
+				*message = said;
+			return error;
+		}
+		usleep(LOCKED_PAUSE_MS * 1000);
+	}
+}
+
 static int run_request(struct invocation *invocation, cJSON **ret_reply, struct message *message)
 {
 	const char *name =
@@ -153,10 +176,7 @@ static int run_request(struct invocation *invocation, cJSON **ret_reply, struct 
 	    !cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(invocation->request, "no_code")))
 		add_code_version(invocation->request);
 	int error =
-	        control_call(invocation->lake, invocation->request, &output, ret_reply, message);
-	if (error == -ERR_NOT_FOUND)
-		error = run_here(invocation->lake, invocation->request, &output, ret_reply,
-		                 message);
+	        run_anywhere(invocation->lake, invocation->request, &output, ret_reply, message);
 	progress_erase(&invocation->progress);
 	return error;
 }

@@ -363,8 +363,9 @@ void add_code_version(cJSON *request)
 	if (!meta)
 		meta = cJSON_AddObjectToObject(request, "meta");
 	add_meta(meta, "code.commit", line);
-	bool dirty = first_line("git status --porcelain --untracked-files=no 2>/dev/null", line,
-	                        sizeof line);
+	bool dirty = first_line(
+	        "git --no-optional-locks status --porcelain --untracked-files=no 2>/dev/null", line,
+	        sizeof line);
 	add_meta(meta, "code.dirty", dirty ? "true" : "false");
 	if (first_line("git config --get remote.origin.url 2>/dev/null", line, sizeof line)) {
 		strip_credentials(line);

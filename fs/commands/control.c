@@ -546,7 +546,8 @@ int control_call(const char *lake_directory, const cJSON *request,
 	cJSON_Delete(kept);
 	if (received < 0)
 		return fail(message, received,
-		            "laked ended the connection before it answered (%s); see its log",
+		            "laked ended the connection before it answered (%s): look whether it "
+		            "was done before you repeat it; its log says why",
 		            error_text(error < 0 ? error : received));
 	if (json_failures() != failures)
 		return fail(message, -ERR_NO_MEMORY,

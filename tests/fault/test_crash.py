@@ -148,7 +148,7 @@ def halfway(found, before, operation):
 
 def worker(root, ledger, seed, files):
     dice = random.Random(seed)
-    with open(ledger, "a", buffering=1, encoding="ascii") as notes:
+    with open(ledger, "a", buffering=1, encoding="utf-8") as notes:
         while True:
             operation = choose(dice, files)
             notes.write(json.dumps(operation) + "\n")
@@ -164,7 +164,7 @@ def worker(root, ledger, seed, files):
 def read_ledger(ledger):
     """Finished operations, and the one that was under way (or None)."""
     finished, pending, problem = [], None, None
-    for line in pathlib.Path(ledger).read_text(encoding="ascii").splitlines():
+    for line in pathlib.Path(ledger).read_text(encoding="utf-8").splitlines():
         note = json.loads(line)
         if note["kind"] == "done":
             finished.append(pending)
@@ -222,7 +222,7 @@ class Driver:
         self.lake, self.ledger, self.dice = lake, ledger, random.Random(seed)
 
     def note(self, **what):
-        with open(self.ledger, "a", encoding="ascii") as notes:
+        with open(self.ledger, "a", encoding="utf-8") as notes:
             notes.write(json.dumps(what | {"at": time.monotonic()}) + "\n")
 
     def ctl(self, kind, branches, *arguments, **details):

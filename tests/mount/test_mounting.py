@@ -1,18 +1,15 @@
 #!/usr/bin/env python3
 """Mounting itself: mount points in use, dead mounts, ordinary users, ends without leftovers."""
-import ctypes
 import os
 import pathlib
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-import netns  # noqa: E402
+import ordinary  # noqa: E402
 from lake import BIN, Lake, Tests, refused, until  # noqa: E402
 
 tests = Tests()
@@ -116,17 +113,15 @@ with Lake() as lake:
         assert done.returncode == 0 and '"main"' in done.stdout, done
 
 
-def as_user(user, scratch):
+def as_user(place):
     """An ordinary user's own lake through fusermount3."""
+    user, scratch, programs = place.user, place.scratch, place.programs
+
     def run(*arguments, **keywords):
         return subprocess.run(["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}",
                                "--clear-groups", "env", f"HOME={scratch}", *arguments],
                               capture_output=True, text=True, check=False, timeout=60,
                               cwd=scratch, **keywords)
-    programs = scratch / "bin"
-    programs.mkdir()
-    for name in ("laked", "lakectl"):
-        shutil.copy(BIN / name, programs / name)
     (scratch / "mnt").mkdir()
     for path in (scratch, scratch / "mnt"):
         os.chown(path, user.pw_uid, user.pw_gid)
@@ -155,39 +150,14 @@ def as_user(user, scratch):
         subprocess.run(["umount", "-l", scratch / "mnt"], capture_output=True, check=False)
 
 
-def fuse_for_all(scratch):
-    """Where /dev/fuse is root's alone: one for everybody, in a mount namespace of our own."""
-    if os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
-        return True
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(0x00020000) < 0:  # CLONE_NEWNS
-        return False
-    device = scratch / "fuse"
-    os.mknod(device, stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
-    os.chmod(device, 0o666)
-    if any(subprocess.run(command, capture_output=True, check=False).returncode
-           for command in (["mount", "--make-rprivate", "/"], ["mount", "--bind", device, "/dev/fuse"])):
-        return False
-    netns.leave_mounts()
-    return True
-
-
 name = "an ordinary user's mount"
-if os.geteuid() != 0:
-    tests.skip(name, "the tests above ran as one")
-elif not shutil.which("fusermount3"):
-    tests.skip(name, "no fusermount3")
+why_not = ordinary.impossible()
+if why_not:
+    tests.skip(name, why_not)
 elif not shutil.which("setpriv"):
     tests.skip(name, "no setpriv")
-elif not os.stat(shutil.which("fusermount3")).st_mode & 0o4000:
-    tests.skip(name, "fusermount3 is not set-user-id here")
 else:
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix="lake-test.", dir="/var/tmp"))
-    try:
-        if fuse_for_all(scratch):
-            as_user(pwd.getpwnam("nobody"), scratch)
-        else:
-            tests.skip(name, "/dev/fuse is root's, and this place allows no namespace")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with ordinary.place() as place:
+        place.fuse_for_all()
+        as_user(place)
 tests.done()

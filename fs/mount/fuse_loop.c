@@ -515,16 +515,37 @@ static void loop_close(struct loop *loop)
 	pthread_mutex_destroy(&loop->lock);
 }
 
-/* A signal's handler makes the session exit. It runs in ppoll alone, so none comes too early. */
+/* -- signals that end the session -- */
+
+static const int ending_signals[] = {SIGTERM, SIGINT, SIGHUP};
+/* The one loop whose waiting they end. */
+static struct fuse_session *ending_session;
+static int ending_fd;
+
+/* In whatever thread the kernel chose: that may be one that nobody waits for. */
+static void end_session(int signal)
+{
+	const uint64_t one = 1;
+	int error = errno;
+	(void)signal;
+	fuse_session_exit(ending_session);
+	(void)!write(ending_fd, &one, sizeof(one));
+	errno = error;
+}
+
 static void wait_for_exit(struct loop *loop)
 {
+	struct sigaction ours = {.sa_handler = end_session}, before[ARRAY_SIZE(ending_signals)];
 	struct pollfd ended = {.fd = loop->exit_fd, .events = POLLIN};
-	sigset_t all, before;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
+	ending_session = loop->session;
+	ending_fd = loop->exit_fd;
+	for (size_t i = 0; i < ARRAY_SIZE(ending_signals); i++)
+		sigaction(ending_signals[i], &ours, &before[i]);
+	/* One that came before has set the session's mark. */
 	while (!fuse_session_exited(loop->session))
-		ppoll(&ended, 1, NULL, &before);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+		poll(&ended, 1, -1);
+	for (size_t i = 0; i < ARRAY_SIZE(ending_signals); i++)
+		sigaction(ending_signals[i], &before[i], NULL);
 }
 
 static void stop_reading(int signal)

@@ -101,6 +101,16 @@ void discard_file(struct cache *cache, const struct id *id)
 	unlinkat(cache->blobs, path, 0);
 }
 
+int open_copy(int directory, const char *name)
+{
+	const int flags = O_RDONLY | O_NOFOLLOW | O_CLOEXEC;
+	int descriptor = openat(directory, name, flags | O_NONBLOCK);
+	/* Whoever made it as his own file may ask for a lease, which he gives back at once. */
+	if (descriptor < 0 && errno == EWOULDBLOCK)
+		descriptor = openat(directory, name, flags);
+	return descriptor;
+}
+
 int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *ret_descriptor)
 {
 	char path[SHARD_PATH_MAX];
@@ -109,9 +119,9 @@ int open_complete(struct cache *cache, const struct id *id, uint64_t size, int *
 	/* A sync may move the file from recent/ to blobs/ at any moment, but never back: looking
 	 * in this order cannot miss it. */
 	if (recent_has(cache, id))
-		descriptor = openat(cache->recents, path + 3, OPEN_COPY);
+		descriptor = open_copy(cache->recents, path + 3);
 	if (descriptor < 0)
-		descriptor = openat(cache->blobs, path, OPEN_COPY);
+		descriptor = open_copy(cache->blobs, path);
 	if (descriptor < 0 && (errno == ELOOP || errno == ENXIO)) { /* a link, a socket */
 		discard_file(cache, id);
 		return -ERR_NOT_FOUND;

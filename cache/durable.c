@@ -129,7 +129,7 @@ static struct recent_copy *copy_recent(struct cache *cache, size_t *ret_count)
 static int sync_file(struct cache *cache, const char *name)
 {
 	CLEANUP(close_descriptor)
-	int descriptor = openat(cache->recents, name, OPEN_COPY);
+	int descriptor = open_copy(cache->recents, name);
 	if (descriptor < 0)
 		return error_system(errno);
 	if (fdatasync(descriptor) < 0)

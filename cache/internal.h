@@ -56,8 +56,6 @@
 #define TOUCH_INTERVAL_MS 60000
 #define IDLE_BLOBS_MAX 1024
 #define SHARDS 256
-/* What has a copy's name and is none is neither followed nor waited for. */
-#define OPEN_COPY (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
 #define CHECK_QUEUE_MAX 256             /* large files that wait to be checked */
 #define SHARD_PATH_MAX (3 + ID_HEX + 1) /* "xx/<id>" and NUL */
 #define PARTIAL_NAME_MAX (ID_HEX + 1 + 20 + 1)
@@ -179,6 +177,10 @@ struct cache {
 	bool keeper_wanted;
 	_Atomic bool closing;
 };
+
+/* A local copy for reading; as open(2). What has its name and is none is neither followed nor
+ * waited for. */
+int open_copy(int directory, const char *name);
 
 /* -- cache.c -- */
 void shard_path(const struct id *id, char ret_path[SHARD_PATH_MAX]);

@@ -102,9 +102,9 @@ static void check_in_background(struct cache *cache, const struct id *id)
 	bool good;
 	shard_path(id, path);
 	CLEANUP(close_descriptor)
-	int descriptor = openat(cache->recents, path + 3, OPEN_COPY);
+	int descriptor = open_copy(cache->recents, path + 3);
 	if (descriptor < 0)
-		descriptor = openat(cache->blobs, path, OPEN_COPY);
+		descriptor = open_copy(cache->blobs, path);
 	if (descriptor < 0 || fstat(descriptor, &status) < 0 ||
 	    is_trusted(cache, id, status.st_ino))
 		return;
@@ -225,7 +225,7 @@ static void verify_name(struct cache *cache, int directory, const char *name, co
 		                            "checking local copies was interrupted");
 		return;
 	}
-	CLEANUP(close_descriptor) int descriptor = openat(directory, name, OPEN_COPY);
+	CLEANUP(close_descriptor) int descriptor = open_copy(directory, name);
 	if (descriptor < 0)
 		return; /* evicted, or synced and moved, meanwhile */
 	struct stat status;

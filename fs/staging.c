@@ -74,8 +74,12 @@ int staging_open(struct worktrees *trees, uint64_t staging, int flags, int *ret_
 	/* What is no file of ours is neither followed nor waited for. */
 	flags = (flags & (O_ACCMODE | O_NOATIME)) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
 	int fd = openat(trees->staging_fd, path, flags);
-	if (fd < 0 && errno == EPERM) /* another user's: a lake that changed hands */
-		fd = openat(trees->staging_fd, path, flags & ~O_NOATIME);
+	if (fd < 0 && errno == EPERM) { /* another user's: a lake that changed hands */
+		flags &= ~O_NOATIME;
+		fd = openat(trees->staging_fd, path, flags);
+	}
+	if (fd < 0 && errno == EWOULDBLOCK) /* a lease that is asked for is given back at once */
+		fd = openat(trees->staging_fd, path, flags & ~O_NONBLOCK);
 	if (fd < 0)
 		return error_system(errno);
 	*ret_fd = fd;

@@ -73,6 +73,7 @@ struct http {
 	unsigned active_count;
 	CURL **idle;
 	unsigned idle_count;
+	bool reuse;
 };
 
 static void calls_add(struct calls *calls, struct call *call)
@@ -318,8 +319,12 @@ static void finish(struct http *http, struct call *call)
 {
 	curl_slist_free_all(call->headers);
 	if (call->easy != NULL) {
-		curl_easy_reset(call->easy);
-		http->idle[http->idle_count++] = call->easy; /* room for connections_max */
+		if (http->reuse) {
+			curl_easy_reset(call->easy);
+			http->idle[http->idle_count++] = call->easy; /* room for connections_max */
+		} else {
+			curl_easy_cleanup(call->easy);
+		}
 		call->easy = NULL;
 	}
 	pthread_mutex_lock(&http->lock);
@@ -612,6 +617,10 @@ int http_new(const struct http_options *options, struct http **ret_http, struct 
 	pthread_mutex_init(&http->lock, NULL);
 	http->connections_max =
 	        options->connections_max > 0 ? options->connections_max : CONNECTIONS_MAX_DEFAULT;
+	/* A handle that is used again remembers a freed header before 8.1.1, and a server can make
+	 * it read that (https://github.com/curl/curl/pull/11103). Connections belong to the multi
+	 * handle. */
+	http->reuse = curl_version_info(CURLVERSION_NOW)->version_num >= 0x080101;
 	http->idle = calloc(http->connections_max, sizeof(*http->idle));
 	http->multi = curl_multi_init();
 	if (options->ca_file != NULL)

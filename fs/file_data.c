@@ -585,6 +585,10 @@ static int resize_piecewise(struct file_data *data, uint64_t size)
 	int r = 0;
 	if (size > data->size)
 		r = record_base(data);
+	/* Without bytes it looks like one that a power cut left (staging_clean), but for this.
+	 * (Another user's file cannot be marked.) */
+	if (r == 0 && size == 0)
+		(void)!fchmod(data->fd, STAGING_EMPTIED);
 	if (r == 0 && ftruncate(data->fd, (off_t)size) != 0)
 		r = error_system(errno);
 	if (r != 0)
@@ -594,7 +598,6 @@ static int resize_piecewise(struct file_data *data, uint64_t size)
 		forget_from(&data->written, round_up(data, size));
 	data->size = size;
 	data->base_bytes = smaller(data->base_bytes, size);
-	/* Without bytes it looks like one that a power cut left (staging_clean). */
 	return size == 0 ? record_base(data) : 0;
 }
 

@@ -432,7 +432,8 @@ static int clean_shard(struct worktrees *trees, unsigned shard, const struct nam
 }
 
 /* A piecewise file without bytes whose record says that content shows was made just before a power
- * cut, and its size did not get to the disk: truncation to nothing is recorded. */
+ * cut, and its size did not get to the disk: truncation to nothing is recorded, and before that is
+ * durable the file's mode tells of it. */
 static int restore_size(struct worktrees *trees, const struct named *named)
 {
 	char path[STAGING_PATH_MAX];
@@ -443,7 +444,7 @@ static int restore_size(struct worktrees *trees, const struct named *named)
 	if (fd < 0 || fstat(fd, &status) != 0)
 		return error_system(errno);
 	const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, timespec_of(named->mtime_ns)};
-	if (status.st_size == 0 &&
+	if (status.st_size == 0 && (status.st_mode & 07777) != STAGING_EMPTIED &&
 	    (ftruncate(fd, (off_t)named->base_bytes) != 0 || futimens(fd, times) != 0))
 		return error_system(errno);
 	return 0;

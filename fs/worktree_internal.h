@@ -344,6 +344,8 @@ static inline int overlay_commit(struct worktrees *trees, struct state_batch *ba
 }
 
 /* -- staging files -- */
+/* The mode of a staging file that is being cut to nothing; else 0600. */
+#define STAGING_EMPTIED 0700
 struct timespec timespec_of(int64_t ns);
 /* Relative to staging_fd / absolute (allocated; NULL: no memory), e.g. for cache_adopt. */
 void staging_path(uint64_t staging, char ret_path[STAGING_PATH_MAX]);

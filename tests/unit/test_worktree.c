@@ -209,9 +209,6 @@ struct comparison {
 static bool same_tree(struct worktree *worktree, struct model *model, int directory,
                       const struct directory *place);
 
-/* Whose bytes are taken as they are found. */
-static struct node *emptied;
-
 static bool same_bytes(struct worktrees *trees, const struct node *node, struct file_data *data)
 {
 	static uint8_t bytes[FILE_MAX + 10];
@@ -219,10 +216,6 @@ static bool same_bytes(struct worktrees *trees, const struct node *node, struct 
 	struct stat status;
 	assert(file_data_stat(data, &status) == 0);
 	file_data_close(data);
-	if (node == emptied && got >= 0 && got <= FILE_MAX) {
-		memcpy(emptied->bytes, bytes, (size_t)got);
-		emptied->size = (size_t)got;
-	}
 	if (got != (ssize_t)node->size || memcmp(bytes, node->bytes, node->size) != 0) {
 		fprintf(stderr, "content differs: %zd of %zu bytes\n", got, node->size);
 		return false;
@@ -787,15 +780,6 @@ static bool same_torn(struct worktree *worktree, struct model *model)
 	if (change->of_attributes) { /* the time is the staging file's, set after the rest */
 		node->mtime_ns = change->mtime_ns;
 		return same(worktree, model);
-	}
-	/* Without bytes a piecewise file is taken for one whose size a power cut took, until it is
-	 * recorded that nothing committed shows: it shows all of that again. */
-	if ((change->what == TRUNCATE || change->what == EMPTY) && node->size == 0) {
-		emptied = node;
-		node->mtime_ns = 0;
-		bool found = same(worktree, model);
-		emptied = NULL;
-		return found;
 	}
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	bool by_pages = change->what == WRITE || change->what == PUNCH || change->what == ZERO;

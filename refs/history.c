@@ -17,7 +17,8 @@
 #include <stdlib.h>
 
 #define INDEX_TABLE 1
-#define INDEX_VERSION 1
+#define INDEX_VERSION 2
+#define INDEX_CHECK_BYTES 8 /* of the SHA-256 of what is before them */
 #define INDEX_COMPLETE 1
 #define BATCH_NODES 1000
 
@@ -122,12 +123,26 @@ static void encode_entry(struct buffer *value, const struct graph_node *node)
 		buffer_id(value, &node->parents[i].id);
 		place_encode(value, &node->parents[i].place);
 	}
+	struct id check;
+	sha256_of(value->data, value->length, &check);
+	buffer_append(value, check.bytes, INDEX_CHECK_BYTES);
 }
 
-/* NULL: not one of ours, or no memory; as good as absent. */
+static bool is_whole(const uint8_t *value, size_t length)
+{
+	struct id check;
+	if (length < INDEX_CHECK_BYTES)
+		return false;
+	sha256_of(value, length - INDEX_CHECK_BYTES, &check);
+	return memcmp(value + length - INDEX_CHECK_BYTES, check.bytes, INDEX_CHECK_BYTES) == 0;
+}
+
+/* NULL: not one of ours, damaged, or no memory; as good as absent. */
 static struct graph_node *decode_entry(const struct id *id, const void *value, size_t length)
 {
-	struct reader reader = reader_of(value, length);
+	if (!is_whole(value, length))
+		return NULL;
+	struct reader reader = reader_of(value, length - INDEX_CHECK_BYTES);
 	struct pointer self = {.id = *id};
 	uint8_t version = read_u8(&reader);
 	uint8_t flags = read_u8(&reader);

@@ -577,13 +577,10 @@ static const char *other_line(const struct tally *tally, const struct items *bef
 }
 
 /* What is stored, or leads to an error, must have a name. An error says so by itself where only a
- * missing thing is not found. Of the index, which only says where things lie in the store, fsck
- * knows nothing: the error has to do. */
-static bool must_name(const struct tally *tally, const struct items *now, size_t which)
+ * missing thing is not found. */
+static bool must_name(const struct tally *tally, const struct items *now)
 {
-	if (tally->must_be_named)
-		return tally->must_be_named(tally, now);
-	return now->failed && strncmp(files[which].path, "index/", 6) != 0;
+	return tally->must_be_named ? tally->must_be_named(tally, now) : now->failed;
 }
 
 static void judge(struct tally *tally, const struct items *before, size_t which, const char *what)
@@ -607,7 +604,7 @@ static void judge(struct tally *tally, const struct items *before, size_t which,
 			tally->harmless++;
 			tally->harmless_of[which]++;
 		}
-		if (!now.fsck_named && must_name(tally, &now, which)) {
+		if (!now.fsck_named && must_name(tally, &now)) {
 			tally->unnamed++;
 			if (!tally->unnamed_first[0])
 				snprintf(tally->unnamed_first, sizeof tally->unnamed_first,

@@ -266,7 +266,7 @@ def full_disk(kind, far_store, options):
 def levels():
     """From a bit of room to none: at every level all that was acknowledged holds."""
     steps = range(256 << 10, -1, -(8 << 10)) if os.environ.get("DISK_FULL") == "all" else \
-        sorted(rng.sample(range(0, 256 << 10, 4096), 5), reverse=True) + [0]
+        sorted(rng.sample(range(4096, 256 << 10, 4096), 5), reverse=True) + [0]
     with SmallDisk("ext4") as lake:
         main = lake / "main"
         ledger = base_of(lake)

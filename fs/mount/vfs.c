@@ -284,29 +284,34 @@ int node_describe(struct vfs *vfs, struct node *node, const struct inode *inode,
 
 /* Invariant (4) of vfs.h: a move that ends after `known` was read either finds the node in the
  * table, or has changed the epoch before we look here. */
+int known_entry(struct vfs *vfs, struct node *parent, const char *name, const struct known *known,
+                struct vfs_entry *ret_entry)
+{
+	struct node *node;
+	int result = node_intern(vfs, parent, name, known, &node);
+	if (result < 0)
+		return result;
+	result = scope_epoch(parent->scope) != known->epoch
+	                 ? -ERR_STALE
+	                 : node_describe(vfs, node, &known->inode, ret_entry);
+	if (result < 0)
+		node_forget(vfs, node, 1);
+	node_put(vfs, node);
+	return result;
+}
+
 int name_entry(struct vfs *vfs, struct node *parent, const char *name, struct vfs_entry *ret_entry,
                struct message *message)
 {
 	int result = -ERR_STALE;
 	for (int i = 0; i < VFS_TRIES && result == -ERR_STALE; i++) {
 		CLEANUP(known_release) struct known known = {0};
-		struct node *node;
 		result = name_know(vfs, parent, name, &known, message);
 		if (result < 0)
 			return result;
-		result = node_intern(vfs, parent, name, &known, &node);
-		if (result < 0) {
-			if (result == -ERR_STALE && node_detached(vfs, parent))
-				break;
-			continue;
-		}
-		if (scope_epoch(parent->scope) != known.epoch)
-			result = -ERR_STALE;
-		if (result >= 0)
-			result = node_describe(vfs, node, &known.inode, ret_entry);
-		if (result < 0)
-			node_forget(vfs, node, 1);
-		node_put(vfs, node);
+		result = known_entry(vfs, parent, name, &known, ret_entry);
+		if (result == -ERR_STALE && node_detached(vfs, parent))
+			break;
 	}
 	return result;
 }

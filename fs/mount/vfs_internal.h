@@ -73,6 +73,10 @@ int name_entry(struct vfs *vfs, struct node *parent, const char *name, struct vf
                struct message *message);
 int node_describe(struct vfs *vfs, struct node *node, const struct inode *inode,
                   struct vfs_entry *ret_entry);
+/* What the kernel is told of a name that was found: one reference of its. -ERR_STALE as
+ * node_intern, also when the working tree was moved since `known` was read. */
+int known_entry(struct vfs *vfs, struct node *parent, const char *name, const struct known *known,
+                struct vfs_entry *ret_entry);
 
 /* -- vfs_bind.c: nodes in working trees -- */
 struct binding {

@@ -462,23 +462,14 @@ static int item_whole(struct reading *reading, const struct item *item, uint64_t
                       struct vfs_entry *ret_entry)
 {
 	struct vfs *vfs = reading->vfs;
-	struct node *directory = reading->directory->node, *node;
+	struct node *directory = reading->directory->node;
 	CLEANUP(known_release) struct known known = {.epoch = epoch};
 	known.directory.number = item->found.number;
 	int result = found_inode(directory->scope, &item->found,
 	                         entry_shown(directory->shown, item->name), &known.inode);
 	known.directory.tree = known.inode.tree;
 	if (result >= 0)
-		result = node_intern(vfs, directory, item->name, &known, &node);
-	if (result >= 0) {
-		if (scope_epoch(directory->scope) != epoch)
-			result = -ERR_STALE;
-		if (result >= 0)
-			result = node_describe(vfs, node, &known.inode, ret_entry);
-		if (result < 0)
-			node_forget(vfs, node, 1);
-		node_put(vfs, node);
-	}
+		result = known_entry(vfs, directory, item->name, &known, ret_entry);
 	if (result >= 0 || result == -ERR_NO_MEMORY)
 		return result;
 	return name_entry(vfs, directory, item->name, ret_entry, reading->message);

@@ -208,6 +208,17 @@ def works_again(lake, ledger, message="room again"):
     ledger.check()
 
 
+def killed_when_full(lake, ledger):
+    """Afterwards it mounts and has everything, or says that it needs room."""
+    lake.kill()
+    with contextlib.suppress(Refused):
+        lake.mount()
+        ledger.check()
+    if not lake.pid():
+        failure = refused(lake, "mount", lake.mountpoint)
+        assert no_room(failure), failure
+
+
 def full_disk(kind, far_store, options):
     where = f"{kind}, store {'elsewhere' if far_store else 'on it'}{', copied' if options else ''}"
     with SmallDisk(kind, far_store=far_store, options=options) as lake:
@@ -248,13 +259,7 @@ def full_disk(kind, far_store, options):
             ledger.check()
         lake.fill()
         with tests.case(f"{where}: killed on a full disk; nothing is lost"):
-            lake.kill()
-            with contextlib.suppress(Refused):
-                lake.mount()
-                ledger.check()
-            if not lake.pid():
-                failure = refused(lake, "mount", lake.mountpoint)
-                assert no_room(failure), failure
+            killed_when_full(lake, ledger)
         lake.free()
         with tests.case(f"{where}: with room again everything works"):
             if not lake.pid():
@@ -321,13 +326,7 @@ def no_inodes():
                 assert head_of(lake) == head
             ledger.check()
         with tests.case("inodes: killed with none left; nothing is lost, and with some again everything works"):
-            lake.kill()
-            with contextlib.suppress(Refused):
-                lake.mount()
-                ledger.check()
-            if not lake.pid():
-                failure = refused(lake, "mount", lake.mountpoint)
-                assert no_room(failure), failure
+            killed_when_full(lake, ledger)
             lake.free()
             if not lake.pid():
                 lake.mount()

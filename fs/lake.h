@@ -6,8 +6,8 @@
  *   DIR/control.sock laked's control socket (fs/commands/control.h)
  *   DIR/state/       uncommitted state   DIR/staging/  its files
  *   DIR/cache/       local blobs         DIR/index/    loseable LMDB: odb and commit index
- *   DIR/hooks/       programs that commands run (fs/hooks.h)   DIR/webhooks/ what receivers of
- *                    events have not taken yet (fs/webhook.h)
+ *   DIR/hooks/       programs that commands run (fs/publish/hooks.h)
+ *   DIR/webhooks/    events that receivers have not taken yet (fs/publish/webhook.h)
  *   DIR/store/       the object store, when it is the embedded one
  * In the store: object "lake" (format version, lake id), packs/, refs/.
  */
@@ -44,8 +44,8 @@ struct lake {
 	struct worktrees *worktrees;
 	struct webhooks *webhooks;
 	_Atomic uint32_t *commands; /* counts those under way, for a successor; NULL: nobody */
-	const char *mountpoint; /* absolute, while this process has it mounted (fs/mount.h); else
-	                           NULL */
+	const char *mountpoint; /* absolute, while this process has it mounted (fs/mount/mount.h);
+	                           else NULL */
 };
 
 /* Make a new lake: branch main with an empty first commit. url NULL: file://DIR/store. The

@@ -10,7 +10,7 @@
  *
  * Holds:      STATE_BRANCHES, STATE_ENTRIES, STATE_INODES; the staging files
  *             STAGING/xx/<staging number in hex>; who writes to what (in memory).
- * Never:      contains a FUSE type; knows which paths the kernel holds (fs/vfs.h does).
+ * Never:      contains a FUSE type; knows which paths the kernel holds (fs/mount/vfs.h does).
  * Invariants: (1) each call is one state batch: after a crash it happened or it did not;
  *             (2) a staging file is named by at most one inode; unnamed ones are removed at
  *             opening; (3) swapping a working tree's overlay is one batch, whatever its size; the

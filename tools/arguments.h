@@ -1,5 +1,6 @@
 /*
- * arguments — from lakectl's command line to a request (fs/command.h), by one table of commands.
+ * arguments — from lakectl's command line to a request (fs/commands/command.h), by one table of
+ * commands.
  */
 #ifndef TOOLS_ARGUMENTS_H
 #define TOOLS_ARGUMENTS_H

@@ -1,6 +1,6 @@
 /*
  * supervisor — a small process that outlives the one that serves: it holds the kernel's connection,
- * the lake's lock and the keep (fs/keep.h), and starts another server when one dies.
+ * the lake's lock and the keep (fs/mount/keep.h), and starts another server when one dies.
  *
  * It does nothing else, so that nothing of what can go wrong goes wrong in it. Servers are forked
  * from it and never run another program, so all of them agree on what the keep's bytes mean.

@@ -1,6 +1,6 @@
 /*
- * Hides the FUSE protocol: each handler turns a request into one call of fs/vfs.h and its result
- * into a reply. This is the only place where errors become errnos.
+ * Hides the FUSE protocol: each handler turns a request into one call of fs/mount/vfs.h and its
+ * result into a reply. This is the only place where errors become errnos.
  */
 #include "fs/mount/fuse_internal.h"
 

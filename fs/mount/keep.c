@@ -37,6 +37,7 @@ struct free_list {
 struct keep {
 	int fd;
 	uint8_t *base;
+	pid_t mapped_by;      /* the mapping is not inherited by fork */
 	pthread_mutex_t lock; /* guards the rest; innermost */
 	struct free_list free[SIZES];
 };
@@ -119,6 +120,7 @@ int keep_open(int fd, struct keep **ret_keep)
 		keep_close(keep);
 		return error;
 	}
+	keep->mapped_by = getpid();
 	madvise(keep->base, CHUNKS_MAX * CHUNK_BYTES, MADV_DONTDUMP);
 	madvise(keep->base, CHUNKS_MAX * CHUNK_BYTES, MADV_DONTFORK);
 	int result = 0;
@@ -144,7 +146,8 @@ void keep_close(struct keep *keep)
 		return;
 	for (size_t i = 0; i < SIZES; i++)
 		free(keep->free[i].items);
-	if (keep->base)
+	/* A forked child does not have it: what lies at that place is another's. */
+	if (keep->base && keep->mapped_by == getpid())
 		munmap(keep->base, CHUNKS_MAX * CHUNK_BYTES);
 	pthread_mutex_destroy(&keep->lock);
 	free(keep);

@@ -25,13 +25,13 @@
 /* What a record is. */
 enum keep_kind {
 	KEEP_FREE,
-	KEEP_NODE,      /* fs/nodes.c */
-	KEEP_SCOPE,     /* fs/nodes.c */
-	KEEP_ORPHAN,    /* fs/nodes.c */
-	KEEP_OPEN,      /* fs/vfs_open.c */
-	KEEP_FILE,      /* fs/vfs_open.c */
-	KEEP_DIRECTORY, /* fs/vfs_list.c */
-	KEEP_REQUEST,   /* fs/vfs_again.c */
+	KEEP_NODE,      /* fs/mount/nodes.c */
+	KEEP_SCOPE,     /* fs/mount/nodes.c */
+	KEEP_ORPHAN,    /* fs/mount/nodes.c */
+	KEEP_OPEN,      /* fs/mount/vfs_open.c */
+	KEEP_FILE,      /* fs/mount/vfs_open.c */
+	KEEP_DIRECTORY, /* fs/mount/vfs_list.c */
+	KEEP_REQUEST,   /* fs/mount/vfs_again.c */
 };
 
 /* What there is one of. */

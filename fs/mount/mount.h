@@ -1,5 +1,5 @@
 /*
- * mount — a lake as a directory tree: the FUSE session over fs/vfs.h.
+ * mount — a lake as a directory tree: the FUSE session over fs/mount/vfs.h.
  *
  * <fuse_lowlevel.h> is included only by fuse_*.c. See README.md for node ids, passthrough
  * and invalidation.

@@ -3,7 +3,7 @@
  * table of nodes, how a node is found again in a working tree that moved, who shares which open
  * file, and what the kernel must be told to forget.
  *
- * Holds:      the node table (fs/nodes.h), open files, directory handles.
+ * Holds:      the node table (fs/mount/nodes.h), open files, directory handles.
  * Never:      speaks the FUSE protocol; stores anything (the working trees do).
  * Invariants: (1) a node keeps its id and st_ino while it lives, whatever name it moves to;
  *             (2) all opens of a node share one file_data and, in passthrough, one backing id;

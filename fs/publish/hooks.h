@@ -2,10 +2,10 @@
  * hooks — programs of a host's own that commands run before and after they change a branch, as git
  * has them: executables DIR/hooks/{pre-commit,post-commit,pre-merge,post-merge} of the lake's
  * directory. They bind this host alone; what binds every host are the rules of a branch
- * (fs/rules.h).
+ * (fs/publish/rules.h).
  *
- * A hook runs as the calling user (fs/program.h), in the candidate's directory when there is one,
- * with standard input closed and its output kept, at most HOOK_TIMEOUT_MS. It sees
+ * A hook runs as the calling user (fs/publish/program.h), in the candidate's directory when there
+ * is one, with standard input closed and its output kept, at most HOOK_TIMEOUT_MS. It sees
  *   LAKE_HOOK       its name                      LAKE_MOUNT      the mount point, empty without
  *   LAKE_BRANCH     the branch that changes       LAKE_SOURCE, LAKE_TARGET   of a merge, as named
  *   LAKE_CANDIDATE  a directory: pre-commit: the branch's working tree; pre-merge: the merged tree;

@@ -2,13 +2,13 @@
  * webhook — tells receivers in the network what happened to a branch: JSON by POST, signed,
  * repeated until it is taken.
  *
- * Which receivers want what is in the rules of the branch (fs/rules.h), so every host notifies.
- * Holds:      DIR/webhooks/, the spool: a file for each delivery, written and renamed before a
- *             notifying call returns (so it survives kill -9; it is not synced: a power cut may
- * lose the last seconds'), removed when the receiver took it. DIR/webhooks/failed/ has those given
- * up. With a daemon, a thread for each receiver that something is due for. Never:      makes a
- * command fail or wait for a receiver while a daemon runs; sends unsigned what is to be signed;
- * follows a redirect. Signature:  X-Lake-Signature-256: sha256=<hex HMAC-SHA256(secret, timestamp
+ * Which receivers want what is in the rules of the branch (fs/publish/rules.h), so every host
+ * notifies. Holds:      DIR/webhooks/, the spool: a file for each delivery, written and renamed
+ * before a notifying call returns (so it survives kill -9; it is not synced: a power cut may lose
+ * the last seconds'), removed when the receiver took it. DIR/webhooks/failed/ has those given up.
+ * With a daemon, a thread for each receiver that something is due for. Never:      makes a command
+ * fail or wait for a receiver while a daemon runs; sends unsigned what is to be signed; follows a
+ * redirect. Signature:  X-Lake-Signature-256: sha256=<hex HMAC-SHA256(secret, timestamp
  * "." body)> beside X-Lake-Timestamp (Unix seconds, of this attempt). The form is GitHub's
  *             (docs.github.com, "Validating webhook deliveries"), what is signed is Stripe's
  *             (docs.stripe.com/webhooks, "Verify webhook signatures manually"), so that a recorded

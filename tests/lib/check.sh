@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the tree promises about itself: headers compile alone, folders include only what they may,
-# third-party headers have one home, the format, lengths that may only shrink. Prints TAP.
+# third-party headers have one home, files that are named exist, the format, lengths that may only
+# shrink. Prints TAP.
 set -u
 cd "$(dirname "$0")/../.."
 number=0 status=0
@@ -42,7 +43,7 @@ direction() {
 homes() {
 	local rule
 	for rule in 'lmdb.h>:store/kv.c' 'curl/:store/object_s3' 'fuse_lowlevel.h>:fs/mount/fuse_' \
-		'fuse3/:fs/mount/fuse_' 'openssl/:store/base.c store/hash.c store/s3_sign' 'zstd.h>:store/codec.c' \
+		'fuse3/:fs/mount/fuse_' 'openssl/:store/base.c store/s3_sign' 'zstd.h>:store/codec.c' \
 		'expat.h>:store/s3_xml.c' 'cjson/:fs/commands/ fs/json fs/lake.c store/s3_credentials.c tools/'; do
 		local what=${rule%%:*} pattern
 		pattern=$(printf '%s' "${rule#*:}" | sed 's/ /|/g')
@@ -58,6 +59,17 @@ formatted() {
 		[ -e "$file" ] || continue
 		clang-format --dry-run "$file" 2>&1 | grep -m1 warning | cut -c1-160
 	done
+}
+
+# Files that comments and maps name, and that are not there.
+named_files() {
+	local place line name
+	grep -rnoE '\b(fs|store|refs|cache|tools|tests|packaging)/[A-Za-z0-9_/.-]+\.(c|h|md|py|sh|txt|service)\b' \
+		Makefile ./*.md store cache refs fs tools tests packaging --include='*.[ch]' --include='*.md' \
+		--include='*.py' --include='*.sh' --include=Makefile |
+		while IFS=: read -r place line name; do
+			[ -e "$name" ] || [ -e "$(dirname "$place")/$name" ] || echo "$place:$line: there is no $name"
+		done
 }
 
 # Longer than the rule and not in the list, or in the list with a smaller number.
@@ -97,6 +109,7 @@ tidy() {
 verdict "every header compiles alone" "$(headers_alone)"
 verdict "folders include only what they may" "$(direction)"
 verdict "third-party headers have one home" "$(homes)"
+verdict "files that are named exist" "$(named_files)"
 verdict "clang-format" "$(formatted)"
 verdict "functions up to 70 lines, files up to 1,000" "$(lengths)"
 verdict "nothing unfinished by its own words" "$(marks)"

@@ -95,6 +95,31 @@ static void too_large_a_record_is_refused(void **state)
 	close(fd);
 }
 
+/* A forked child lacks the mapping, and may have something else there by the time it closes. */
+static void closing_in_a_child_takes_nothing_else_away(void **state)
+{
+	struct keep *keep;
+	int fd = -1, status;
+	assert_int_equal(keep_create(&fd), 0);
+	assert_int_equal(keep_open(fd, &keep), 0);
+	pid_t child = fork();
+	if (child == 0) {
+		char *place = (char *)keep_root(keep) + (1 << 20);
+		char *there = mmap(place, 4096, PROT_READ | PROT_WRITE,
+		                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		if (there != place)
+			_exit(2);
+		keep_close(keep);
+		*there = 1;
+		_exit(0);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
+	keep_root(keep)->next_node = 1;
+	keep_close(keep);
+	close(fd);
+}
+
 static int commit(struct state *state, bool decides, const char *key)
 {
 	struct state_batch batch = {.decides = decides};
@@ -152,6 +177,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	        cmocka_unit_test(records_outlive_who_made_them),
 	        cmocka_unit_test(too_large_a_record_is_refused),
+	        cmocka_unit_test(closing_in_a_child_takes_nothing_else_away),
 	        cmocka_unit_test(a_successor_knows_what_landed),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /*
- * fs/vfs.h without a mount: a small "kernel" walks paths, holds references, looks up again on
+ * fs/mount/vfs.h without a mount: a small "kernel" walks paths, holds references, looks up again on
  * -ERR_STALE. A real directory is the model that random operations must agree with.
  */
 #include <errno.h>

@@ -22,15 +22,29 @@ s3_cleanup() {
 }
 trap s3_cleanup EXIT
 
+# Below those that the kernel gives to outgoing connections: one of them would be taken meanwhile.
 free_port() {
-	python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+	python3 - <<'P'
+import random, socket
+while True:
+    try:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", random.randrange(10000, 20000)))
+            print(s.getsockname()[1])
+        break
+    except OSError:
+        pass
+P
 }
 
-wait_for() { # URL
-	local tries=150
+wait_for() { # URL LOG: of the program that is to answer
+	local tries=600
 	until curl -sk --noproxy '*' -o /dev/null "$1"; do
 		tries=$((tries - 1))
-		[ $tries -gt 0 ] || return 1
+		if [ $tries = 0 ]; then
+			echo "nothing answers at $1" && sed 's/^/# /' "$2"
+			return 1
+		fi
 		sleep 0.1
 	done
 }
@@ -151,7 +165,7 @@ engines_without_compare_and_swap() {
 		port=$(free_port)
 		"$root/build/venv/bin/python" -m moto.server -H 127.0.0.1 -p "$port" >"$scratch/moto.log" 2>&1 &
 		helpers+=($!)
-		wait_for "http://127.0.0.1:$port/"
+		wait_for "http://127.0.0.1:$port/" "$scratch/moto.log"
 		make_bucket "http://127.0.0.1:$port"
 		refused_engine moto "http://127.0.0.1:$port" "PUT with If-Match and an ETag that is not the object's replaced it"
 	else
@@ -163,7 +177,7 @@ engines_without_compare_and_swap() {
 		node "$root/build/node/node_modules/s3rver/bin/s3rver.js" -d "$scratch/s3rver" -a 127.0.0.1 -p "$port" \
 			--configure-bucket lake >"$scratch/s3rver.log" 2>&1 &
 		helpers+=($!)
-		wait_for "http://127.0.0.1:$port/"
+		wait_for "http://127.0.0.1:$port/" "$scratch/s3rver.log"
 		AWS_ACCESS_KEY_ID=S3RVER AWS_SECRET_ACCESS_KEY=S3RVER \
 			refused_engine s3rver "http://127.0.0.1:$port" "PUT with If-None-Match: * replaced an existing object"
 	else
@@ -185,7 +199,7 @@ server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 P
 	helpers+=($!)
-	wait_for "https://127.0.0.1:$port/"
+	wait_for "https://127.0.0.1:$port/" "$scratch/tls.log"
 	check_exit 1 "an unknown certificate" lakectl clone "s3://lake/x?endpoint=https://127.0.0.1:$port&timeout=2" "$scratch/no"
 	check "is not trusted" contains "is not trusted" "$scratch/out"
 	check_exit 1 "with its authority's file" lakectl clone "s3://lake/x?endpoint=https://127.0.0.1:$port&timeout=2&ca-file=$scratch/ca.pem" "$scratch/no"

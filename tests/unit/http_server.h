@@ -139,7 +139,8 @@ static inline void *server_accept(void *argument)
 	return NULL;
 }
 
-static inline void server_start(struct server *server, const char *const *script, int length)
+/* It has its port from now on, and refuses connections. */
+static inline void server_reserve(struct server *server, const char *const *script, int length)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
 	socklen_t size = sizeof(address);
@@ -148,11 +149,23 @@ static inline void server_start(struct server *server, const char *const *script
 	server->script_length = length;
 	pthread_mutex_init(&server->lock, NULL);
 	server->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (bind(server->fd, (struct sockaddr *)&address, size) < 0 || listen(server->fd, 64) < 0 ||
+	if (bind(server->fd, (struct sockaddr *)&address, size) < 0 ||
 	    getsockname(server->fd, (struct sockaddr *)&address, &size) < 0)
 		abort();
 	server->port = ntohs(address.sin_port);
+}
+
+static inline void server_listen(struct server *server)
+{
+	if (listen(server->fd, 64) < 0)
+		abort();
 	pthread_create(&server->thread, NULL, server_accept, server);
+}
+
+static inline void server_start(struct server *server, const char *const *script, int length)
+{
+	server_reserve(server, script, length);
+	server_listen(server);
 }
 
 static inline void server_stop(struct server *server)

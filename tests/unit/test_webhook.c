@@ -436,34 +436,6 @@ static void nothing_goes_out_unsigned(void **state)
 
 /* -- the spool -- */
 
-/* A port that nobody listens on until the test does. */
-static void server_after(struct server *server, const char *const *script, int length, int port)
-{
-	struct sockaddr_in address = {.sin_family = AF_INET,
-	                              .sin_port = htons((uint16_t)port),
-	                              .sin_addr = {htonl(INADDR_LOOPBACK)}};
-	int yes = 1;
-	memset(server, 0, sizeof(*server));
-	server->script = script;
-	server->script_length = length;
-	pthread_mutex_init(&server->lock, NULL);
-	server->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	setsockopt(server->fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-	assert_int_equal(bind(server->fd, (struct sockaddr *)&address, sizeof(address)), 0);
-	assert_int_equal(listen(server->fd, 64), 0);
-	server->port = port;
-	pthread_create(&server->thread, NULL, server_accept, server);
-}
-
-static int free_port(void)
-{
-	struct server server;
-	static const char *const script[] = {OK};
-	server_start(&server, script, 1);
-	server_stop(&server);
-	return server.port;
-}
-
 static void a_receiver_that_was_down_gets_everything(void **state)
 {
 	(void)state;
@@ -472,13 +444,13 @@ static void a_receiver_that_was_down_gets_everything(void **state)
 	struct server server;
 	world_begin(&world, &(struct webhooks_options){0});
 	start(&world);
-	int port = free_port();
+	server_reserve(&server, script, 1);
 	for (int i = 0; i < 5; i++)
-		assert_int_equal(send_to(&world, port, NULL, NULL), 0);
+		assert_int_equal(send_to(&world, server.port, NULL, NULL), 0);
 	int64_t end = clock_monotonic_ms() + 5000;
 	while (statistics_of(&world).retried < 2 && clock_monotonic_ms() < end)
 		usleep(1000);
-	server_after(&server, script, 1, port);
+	server_listen(&server);
 	await(&world, 5, 0);
 	assert_int_equal(count_files(world.spool), 0);
 	server_stop(&server);
@@ -493,8 +465,8 @@ static void what_a_process_left_the_next_one_delivers(void **state)
 	struct server server;
 	char path[160];
 	world_begin(&world, &(struct webhooks_options){0});
-	int port = free_port();
-	assert_int_equal(send_to(&world, port, NULL, "while no daemon ran"), 1);
+	server_reserve(&server, script, 1);
+	assert_int_equal(send_to(&world, server.port, NULL, "while no daemon ran"), 1);
 	assert_int_equal(count_files(world.spool), 1);
 	/* what crashes leave, and strangers */
 	snprintf(path, sizeof(path), "%s/.new-1700000000000-0123456789abcdef", world.spool);
@@ -505,7 +477,7 @@ static void what_a_process_left_the_next_one_delivers(void **state)
 	close(fd);
 	webhooks_close(world.webhooks);
 
-	server_after(&server, script, 1, port);
+	server_listen(&server);
 	open_webhooks(&world, &(struct webhooks_options){0});
 	start(&world);
 	await(&world, 1, 0);
@@ -555,8 +527,12 @@ static void the_spool_is_bounded(void **state)
 	/* and without a daemon */
 	webhooks_close(world.webhooks);
 	open_webhooks(&world, &(struct webhooks_options){.spool_max = 3});
-	assert_int_equal(send_to(&world, free_port(), NULL, NULL), 1);
+	struct server down;
+	server_reserve(&down, script, 1);
+	assert_int_equal(send_to(&world, down.port, NULL, NULL), 1);
 	assert_int_equal(count_files(world.spool), 3);
+	close(down.fd);
+	pthread_mutex_destroy(&down.lock);
 	server_stop(&server);
 	world_end(&world);
 }

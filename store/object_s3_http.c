@@ -14,6 +14,8 @@
 #include <signal.h>
 #include <stdio.h>
 #include <strings.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define CONNECTIONS_MAX_DEFAULT 64
 #define CONNECT_MS_DEFAULT 5000
@@ -27,6 +29,7 @@
 #define POLL_IDLE_MS 60000
 #define RECEIVE_BUFFER_BYTES (256 << 10)
 #define RESERVE_BYTES_MAX (64 << 20)
+#define PREPARE_BYTES_MIN (256 << 10)
 #define SEND_BUFFER_BYTES (256 << 10)
 #define HEAD_BYTES_MAX (64u << 10) /* of a request; what follows it in a buffer is content */
 
@@ -525,6 +528,31 @@ static void *io_thread(void *argument)
 
 /* -- the calls of other threads -- */
 
+/* Memory that a large answer will be received into. */
+struct destination {
+	uint8_t *bytes;
+	size_t length;
+};
+
+static struct destination destination_of(const struct http_request *request)
+{
+	const struct buffer *into = request->into;
+	if (into == NULL || request->into_bytes < PREPARE_BYTES_MIN ||
+	    into->capacity - into->length < request->into_bytes)
+		return (struct destination){NULL, 0};
+	uintptr_t start = (uintptr_t)(into->data + into->length);
+	size_t over = start % (size_t)sysconf(_SC_PAGESIZE);
+	return (struct destination){into->data + into->length - over, request->into_bytes + over};
+}
+
+/* While the store thinks, its pages are made: else the one thread that receives for everybody would
+ * make them, one by one. A wish. */
+static void prepare(const struct destination *destination)
+{
+	if (destination->length > 0)
+		(void)madvise(destination->bytes, destination->length, MADV_POPULATE_WRITE);
+}
+
 void http_perform(struct http *http, const struct http_request *request,
                   struct http_response *ret_response)
 {
@@ -533,12 +561,14 @@ void http_perform(struct http *http, const struct http_request *request,
 	struct call call = {.request = request,
 	                    .response = ret_response,
 	                    .into_length = request->into != NULL ? request->into->length : 0};
+	const struct destination destination = destination_of(request);
 	pthread_cond_init(&call.done, NULL);
 	pthread_mutex_lock(&http->lock);
 	assert(!http->stopping);
 	calls_add(&http->queue, &call);
 	pthread_mutex_unlock(&http->lock);
 	curl_multi_wakeup(http->multi);
+	prepare(&destination);
 	pthread_mutex_lock(&http->lock);
 	while (!call.finished)
 		pthread_cond_wait(&call.done, &http->lock);

@@ -36,6 +36,7 @@ struct http_request {
 	const void *body; /* sent when not NULL */
 	size_t body_length;
 	struct buffer *into;   /* the body of a 2xx answer is appended here; NULL: dropped */
+	size_t into_bytes;     /* its expected length; 0: unknown */
 	int64_t connect_ms;    /* 0: 5,000 */
 	int64_t first_byte_ms; /* from the last byte sent to the first one back; 0: 10,000 */
 	int64_t stall_ms; /* a body of which nothing moves for so long is given up; 0: 10,000 */

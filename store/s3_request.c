@@ -257,6 +257,12 @@ static void count_request(struct s3 *s3, const struct s3_request *request, unsig
 		counters->timeouts++;
 }
 
+static size_t into_bytes(const struct s3_request *request)
+{
+	bool known = request->range != NULL && request->range->length != UINT64_MAX;
+	return known ? request->range->length : 0;
+}
+
 int s3_send(struct s3 *s3, const struct s3_request *request, const struct s3_patience *patience,
             struct s3_answer *ret_answer, struct message *message)
 {
@@ -278,6 +284,7 @@ int s3_send(struct s3 *s3, const struct s3_request *request, const struct s3_pat
 	                                    .body = request->body,
 	                                    .body_length = request->body_length,
 	                                    .into = request->into,
+	                                    .into_bytes = into_bytes(request),
 	                                    .connect_ms = at_most(patience, CONNECT_MS_MAX),
 	                                    .first_byte_ms = first_byte_ms(s3, request, patience),
 	                                    .stall_ms = stall_ms(s3, request, patience),

@@ -9,7 +9,7 @@
 #include "cache/cursors.h"
 
 #define CREDIT_FIRST ((uint64_t)512 << 10)
-#define CREDIT_START ((uint64_t)4 << 20)      /* for a file read from its first byte */
+#define CREDIT_START ((uint64_t)8 << 20)      /* for a file read from its first byte */
 #define START_READ_BYTES ((uint64_t)64 << 10) /* by a read that does not just look at a header */
 /* Less is not worth a request: it waits for more credit. */
 #define AHEAD_BYTES_MIN ((uint64_t)64 << 10)
@@ -155,7 +155,7 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		return used;
 
 	uint64_t from = larger(cursor->ahead, cursor->at);
-	uint64_t window = cursor->run * (cursor->at_start ? 8 : 2);
+	uint64_t window = cursor->run * (cursor->at_start ? 16 : 2);
 	window = smaller(larger(window, WINDOW_BYTES_MIN), read->window_max);
 	uint64_t enough = larger(window / 2, window - smaller(window, ASK_BYTES));
 	if (from - cursor->at > enough || from >= read->size)

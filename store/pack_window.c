@@ -20,6 +20,7 @@
 #define BLOCKS_PER_PACK (PACK_TARGET_BYTES / BLOCK_BYTES)
 #define RUN_MAX (WINDOW_BYTES_MAX / BLOCK_BYTES)
 #define SHARE_MAX 8            /* one window is at most this part of the memory */
+#define RUN_BEFORE 3           /* blocks, where only what lies before is of use */
 #define GROWTH 4               /* of runs that served well */
 #define MISSES_A_BLOCK 4       /* misses in one view that make a run one block longer */
 #define FRESH_BYTES (8u << 20) /* evidence older than so many fetched bytes counts half */
@@ -416,10 +417,12 @@ static struct window *window_get(struct windows *windows, const uint8_t pack[PAC
 		if (view) {
 			view->misses++;
 			around = blocks_around(view, around, run_next(windows, view), side);
-		} else if (side == WINDOW_BEFORE && around.count == 1 && around.first > 0 &&
-		           windows->run_max > 1) {
+		} else if (side == WINDOW_BEFORE && around.count == 1) {
 			/* A commit or a directory's root: what it leads to lies before it. */
-			around = (struct blocks){around.first - 1, 2};
+			unsigned before = windows->run_max - 1 < RUN_BEFORE ? windows->run_max - 1
+			                                                    : RUN_BEFORE;
+			before = around.first < before ? around.first : before;
+			around = (struct blocks){around.first - before, before + 1};
 		}
 		window = window_add(windows, pack, around.first, around.count);
 		if (!window)

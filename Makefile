@@ -38,6 +38,8 @@ TSAN := build/sanitize-thread
 # Unit tests whose modules run threads: these also run under ThreadSanitizer.
 THREADED := test_odb test_packer test_pack_window test_cache test_cache_files test_cache_ahead test_state test_worktree test_file_data \
 	test_snapshot test_follow test_known test_program test_rules test_vfs test_vfs_ahead test_object test_s3_store test_s3_credentials test_webhook
+# Tests of a mount that many clients use at once: these run once more with programs under ThreadSanitizer.
+RACING := tests/mount/test_stress.py tests/mount/test_fsstress.py tests/mount/test_protect.py tests/fault/test_hosts.py
 FUZZ_SECONDS ?= 10
 
 quiet = @printf '%-5s %s\n' $(1) $(subst $(BUILD)/,,$@);
@@ -77,11 +79,12 @@ test:
 	tests/lib/install.sh build test
 	$(MAKE) -j2 all helpers
 	$(MAKE) -j2 SANITIZE=address,undefined unit-tests all
-	$(MAKE) -j2 SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%)
+	$(MAKE) -j2 SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%) all
 	$(MAKE) -j2 $(FUZZERS)
-	TEST_BIN_mount=$(ASAN)/bin tests/run.sh check tests/lib/check.sh -- fuzz tests/fuzz/run.sh \
+	TEST_BIN_mount=$(ASAN)/bin TEST_BIN_races=$(TSAN)/bin tests/run.sh check tests/lib/check.sh -- fuzz tests/fuzz/run.sh \
 		$(foreach t,$(wildcard tests/unit/test_*.c),-- unit $(ASAN)/tests/unit/$(basename $(notdir $(t)))) \
 		$(foreach t,$(THREADED),-- threads $(TSAN)/tests/unit/$(t)) \
+		$(foreach t,$(RACING),-- races $(t)) \
 		$(foreach t,$(wildcard tests/mount/test_*),-- mount $(t)) \
 		$(foreach t,$(wildcard tests/fault/test_*),-- fault $(t)) \
 		$(foreach t,$(wildcard tests/clients/test_*),-- clients $(t))
@@ -94,9 +97,10 @@ test-fault: all helpers
 	tests/run.sh $(foreach t,$(wildcard tests/fault/test_*),-- fault $(t))
 test-clients: all
 	tests/run.sh $(foreach t,$(wildcard tests/clients/test_*),-- clients $(t))
-test-threads:
-	$(MAKE) SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%)
-	tests/run.sh $(foreach t,$(THREADED),-- threads $(TSAN)/tests/unit/$(t))
+test-threads: helpers
+	$(MAKE) SANITIZE=thread $(THREADED:%=$(TSAN)/tests/unit/%) all
+	TEST_BIN_races=$(TSAN)/bin tests/run.sh $(foreach t,$(THREADED),-- threads $(TSAN)/tests/unit/$(t)) \
+		$(foreach t,$(RACING),-- races $(t))
 check:
 	tests/run.sh check tests/lib/check.sh
 

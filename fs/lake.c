@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "fs/json.h"
+#include "fs/publish/tables.h"
 #include "refs/known.h"
 
 #define CONFIG_VERSION 1
@@ -537,7 +538,8 @@ static int open_local(struct lake *lake, const struct lake_legacy *legacy, struc
 	                                    .staging_directory = staging,
 	                                    .inherited = legacy->lock_fd >= 0,
 	                                    .copy_up_bytes_max = lake->config.copy_up_bytes_max,
-	                                    .refresh_ms = lake->config.refresh_ms},
+	                                    .refresh_ms = lake->config.refresh_ms,
+	                                    .tables = &table_formats},
 	        &lake->worktrees, message);
 }
 

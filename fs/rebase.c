@@ -4,7 +4,7 @@
  * Two uses. After a commit of some of the changes, those equal what the new tree says and go; the
  * others stay, and nothing can collide. When the branch moves, each name that others changed and
  * this overlay has too is either the same change (goes), no change (goes, so that the new content
- * shows), or a collision.
+ * shows), or a collision. States of a table (struct table_formats) collide without the same name.
  *
  * The result is always a new overlay, which no branch record names yet: the swap that follows is
  * one small batch whatever the size, and a crash before it leaves garbage that opening removes. A
@@ -407,12 +407,86 @@ static int rebase_subdirectory(struct rebase *rebase, struct name *name, bool *k
 	return collide(rebase);
 }
 
+/* -- states of a table -- */
+
+/* What a side did to them. One that wrote a state, or took one back, has nothing to do with a state
+ * that the other side wrote. */
+struct states {
+	bool written, removed;
+};
+
+static bool states_collide(const struct states *a, const struct states *b)
+{
+	return (a->written && (b->written || b->removed)) || (a->removed && b->written);
+}
+
+static void diff_release(struct tree_diff **diff)
+{
+	tree_diff_free(*diff);
+}
+
+static bool is_state(const struct rebase *rebase)
+{
+	const struct table_formats *tables = rebase->trees->tables;
+	return tables && !rebase->stored && tables->is_state(rebase->path.text);
+}
+
+/* By others, below the directory that rebase->path names; those that are here too aside: both sides
+ * have them alike, or their path collides. */
+static int read_states(struct rebase *rebase, uint64_t directory, const struct sides *sides,
+                       struct states *ret_states)
+{
+	CLEANUP(diff_release) struct tree_diff *diff = NULL;
+	struct tree_change change;
+	int error = tree_diff_new(rebase->trees->odb, &sides->before, &sides->after, &diff);
+	while (!error && (error = tree_diff_next(diff, &change, rebase->message)) == 0) {
+		const struct tree_entry *entry = change.after ? change.after : change.before;
+		size_t length = rebase->path.length;
+		error = path_push(&rebase->path, entry->name, entry->name_length, rebase->message);
+		bool state = !error && is_state(rebase);
+		path_pop(&rebase->path, length);
+		if (!state || (change.before && change.after &&
+		               tree_entry_same_but_time(change.before, change.after)))
+			continue;
+		struct overlay_entry mine;
+		error = overlay_read_entry(rebase->trees, rebase->from, directory, entry->name,
+		                           entry->name_length, &mine);
+		if (error == -ERR_NOT_FOUND) {
+			ret_states->written |= change.after != NULL;
+			ret_states->removed |= change.after == NULL;
+			error = 0;
+		}
+	}
+	return error == -ERR_NOT_FOUND ? 0 : error;
+}
+
 struct level {
 	struct rebase *rebase;
 	uint64_t directory;
 	const struct sides *sides;
 	bool kept;
+	struct states states; /* that stay */
 };
+
+/* Two states that each follow the same one meet in no path, and all that the one knows would be
+ * lost to whoever reads the other. */
+static int check_states(const struct level *level)
+{
+	struct rebase *rebase = level->rebase;
+	const struct sides *sides = level->sides;
+	struct states others = {0};
+	if (!(level->states.written || level->states.removed) ||
+	    id_equal(&sides->before.id, &sides->after.id))
+		return 0;
+	int error = read_states(rebase, level->directory, sides, &others);
+	if (error)
+		return error;
+	/* A table that writes a state removes old ones. */
+	others.removed = others.removed && !others.written;
+	struct states mine = level->states;
+	mine.removed = mine.removed && !mine.written;
+	return states_collide(&mine, &others) ? collide(rebase) : 0;
+}
 
 static int rebase_entry(void *context, const struct overlay_entry *entry)
 {
@@ -425,12 +499,18 @@ static int rebase_entry(void *context, const struct overlay_entry *entry)
 		error = name_read(rebase, level->sides, &name);
 	if (error)
 		return error;
+	bool kept = false;
 	if (entry->whiteout)
-		error = rebase_whiteout(rebase, &name, &level->kept);
+		error = rebase_whiteout(rebase, &name, &kept);
 	else if (S_ISDIR(name.inode.attributes.mode))
-		error = rebase_subdirectory(rebase, &name, &level->kept);
+		error = rebase_subdirectory(rebase, &name, &kept);
 	else
-		error = rebase_file(rebase, &name, &level->kept);
+		error = rebase_file(rebase, &name, &kept);
+	if (kept && is_state(rebase)) {
+		level->states.written |= !entry->whiteout;
+		level->states.removed |= entry->whiteout;
+	}
+	level->kept |= kept;
 	path_pop(&rebase->path, length);
 	return error;
 }
@@ -439,11 +519,11 @@ static int rebase_entry(void *context, const struct overlay_entry *entry)
 static int rebase_directory(struct rebase *rebase, const struct inode *directory,
                             const struct sides *sides, bool *kept)
 {
-	struct level level = {rebase, directory->number, sides, false};
+	struct level level = {rebase, directory->number, sides, false, {0}};
 	int error = overlay_entries(rebase->trees, rebase->from, directory->number, NULL, 0,
 	                            rebase_entry, &level);
 	*kept = level.kept;
-	return error;
+	return error ? error : check_states(&level);
 }
 
 /* -- all of it -- */

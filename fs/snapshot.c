@@ -322,7 +322,8 @@ static int merge_onto_head(struct committing *committing, const struct merge_sid
 {
 	struct merge_side base = {committing->view.base_tree, committing->view.base_root};
 	CLEANUP(merge_result_release) struct merge_result merged = {0};
-	const struct merge_options options = {0};
+	const struct table_formats *tables = committing->trees->tables;
+	const struct merge_options options = {.directory = tables ? tables->conflict : NULL};
 	int error = merge_trees(committing->trees->odb, committing->packer, &base,
 	                        &committing->built, head, &options, &merged, committing->message);
 	if (error)

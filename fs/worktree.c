@@ -804,6 +804,7 @@ int worktrees_open(const struct worktrees_options *options, struct worktrees **r
 	trees->copy_up_bytes_max =
 	        options->copy_up_bytes_max ? options->copy_up_bytes_max : COPY_UP_BYTES_DEFAULT;
 	trees->refresh_ms = options->refresh_ms ? options->refresh_ms : REFRESH_INTERVAL_MS;
+	trees->tables = options->tables;
 	trees->staging_fd = -1;
 	trees->first_number = state_number_next(trees->state);
 	pthread_mutex_init(&trees->renames_lock, NULL);

@@ -56,6 +56,14 @@ struct worktree_observer {
 	void (*settle_writers)(void *context);
 };
 
+/* What is known of tables whose logs are files (fs/publish/tables.h): changes of two sides that
+ * meet in no path may still not go together. */
+struct table_formats {
+	/* When a commit meets a head that has moved; it makes conflicts only. */
+	merge_directory_fn *conflict;
+	/* Is it the file of a state of a table, which knows the one before and no other? */
+	bool (*is_state)(const char *path);
+};
 struct worktrees_options {
 	struct state *state;
 	struct odb *odb;
@@ -67,6 +75,7 @@ struct worktrees_options {
 	bool inherited;
 	uint64_t copy_up_bytes_max; /* larger files are overlaid piecewise; 0: 16 MiB */
 	int refresh_ms; /* how old what is known of a head may be; 0: 1,000; negative: any age */
+	const struct table_formats *tables; /* NULL: there are none */
 };
 /* Borrows everything. Finishes or drops commits that a crash interrupted; removes unnamed staging
  * files and overlays nobody owns. */

@@ -62,6 +62,7 @@ struct worktrees {
 	int staging_fd; /* of that directory */
 	uint64_t copy_up_bytes_max;
 	int refresh_ms; /* how often heads are looked at; negative: never by themselves */
+	const struct table_formats *tables; /* may be NULL */
 	/* The store did not answer the follower: nobody else waits for it just to see whether a
 	 * head has moved. */
 	_Atomic bool away;

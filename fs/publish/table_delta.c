@@ -125,7 +125,7 @@ __attribute__((format(printf, 2, 3))) static int refuse(struct merger *merger, c
 		                       merger->table, why);
 	else
 		error = table_conflict(merger->directory, "delta", version, merger->result,
-		                       "both branches wrote version %llu of table %s%s: %s",
+		                       "both sides wrote version %llu of table %s%s: %s",
 		                       (unsigned long long)version, merger->table, did, why);
 	if (!error)
 		error = name_own(merger);

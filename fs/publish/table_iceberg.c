@@ -36,6 +36,12 @@ static bool is_metadata(const char *name, uint64_t *ret_version)
 	return true;
 }
 
+bool iceberg_is_state(const char *name)
+{
+	uint64_t version;
+	return is_metadata(name, &version);
+}
+
 /* States of the table that a side wrote, or took back: those newer than what it kept. */
 struct states {
 	uint64_t lowest, highest, removed_highest;
@@ -135,7 +141,7 @@ int merge_iceberg_metadata(void *context, struct odb *odb, struct packer *packer
 	if (source.written && target.written) {
 		uint64_t version = target.lowest > source.lowest ? target.lowest : source.lowest;
 		return table_conflict(directory, "iceberg", version, ret_result,
-		                      "both branches wrote version %llu of table %s, and each "
+		                      "both sides wrote version %llu of table %s, and each "
 		                      "knows only its own snapshots",
 		                      (unsigned long long)version, table);
 	}

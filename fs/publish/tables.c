@@ -27,6 +27,28 @@ int merge_table(void *context, struct odb *odb, struct packer *packer,
 	return 0;
 }
 
+static int conflict_of_states(void *context, struct odb *odb, struct packer *packer,
+                              const struct directory_merge *directory,
+                              struct directory_result *ret_result, struct message *message)
+{
+	if (strcmp(last_component(directory->path), "metadata") == 0)
+		return merge_iceberg_metadata(context, odb, packer, directory, ret_result, message);
+	ret_result->verdict = DIRECTORY_NOT_MINE;
+	return 0;
+}
+
+/* Those of a Delta table are numbered: two meet in a path. */
+static bool is_state(const char *path)
+{
+	static const char log[] = "metadata/";
+	const char *name = last_component(path);
+	size_t above = (size_t)(name - path), length = sizeof(log) - 1;
+	return above >= length && strncmp(name - length, log, length) == 0 &&
+	       (above == length || name[-(ptrdiff_t)length - 1] == '/') && iceberg_is_state(name);
+}
+
+const struct table_formats table_formats = {conflict_of_states, is_state};
+
 static char *table_path(const char *log_path)
 {
 	const char *name = last_component(log_path);

@@ -10,11 +10,16 @@
 #ifndef FS_TABLES_H
 #define FS_TABLES_H
 
+#include "fs/worktree.h"
 #include "refs/merge.h"
 
 /* For merge_options.directory: a Delta table's "_delta_log" is merged where its protocol allows it
  * (table_delta.c), an Iceberg table's "metadata" never (table_iceberg.c). No context. */
 merge_directory_fn merge_table;
+
+/* For who goes on over another base with uncommitted changes, or commits onto a head that has
+ * moved: nobody asked for a merge there, so logs are not merged; only their conflicts count. */
+extern const struct table_formats table_formats;
 
 /* -- between the formats -- */
 
@@ -28,5 +33,7 @@ char *table_name(const char *log_path);
 int table_conflict_name(struct directory_result *result, const char *name);
 
 merge_directory_fn merge_delta_log, merge_iceberg_metadata;
+/* The name of a file in an Iceberg table's "metadata" that is a state of the table. */
+bool iceberg_is_state(const char *name);
 
 #endif

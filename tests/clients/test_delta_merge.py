@@ -195,7 +195,7 @@ with Lake() as lake:
         assert len(found) == 1, found
         assert found[0]["path"] == found[0]["table"] == "over" and found[0]["format"] == "delta"
         assert found[0]["version"] == 2
-        assert "both branches wrote version 2 of table over" in found[0]["sentence"], found
+        assert "both sides wrote version 2 of table over" in found[0]["sentence"], found
         assert "source: WRITE (Overwrite); target: WRITE (Append)" in found[0]["sentence"], found
         assert found[0]["paths"] == [f"over/_delta_log/{2:020}.json"]
         assert ids(found[0]["source"]["at"]) == [*range(100, 110)]

@@ -7,6 +7,21 @@ import warnings
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from lake import Lake, Tests, refused
 
+
+class OtherHost(Lake):
+    """A lake directory of its own on the first one's store."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+
+    def __enter__(self):
+        self.mountpoint.mkdir()
+        self.ctl("clone", f"file://{self.first.directory}/store", self.directory)
+        self.mount()
+        return self
+
+
 warnings.filterwarnings("ignore")
 tests = Tests()
 try:
@@ -77,6 +92,24 @@ with Lake() as lake:
         lake.ctl("merge", "main", "side")
         assert newest(lake / "side" / TABLE).name == newest(main / TABLE).name
         assert ids(lake, lake / "side") == [*range(15)]
+    with OtherHost(lake) as other, \
+            tests.case("two hosts append on one branch: the later commit is refused, and nothing is lost"):
+        lake.ctl("branch", "create", "shared", "dev")
+        other.ctl("refresh", "shared")
+        for host, first in (other, 400), (lake, 500):
+            root = look_at(lake, host / "shared")
+            catalog = SqlCatalog("lake", uri=f"sqlite:///{lake.scratch}/host{first}.db", warehouse=f"file://{root}/warehouse")
+            catalog.create_namespace("shop")
+            catalog.register_table("shop.orders", begun).append(rows(first, 2))
+            catalog.engine.dispose()
+        lake.ctl("commit", "shared", "-m", "first")
+        refusal = refused(other, "commit", "shared", "-m", "second")
+        assert refusal.code == 3 and TABLE in refusal.reply["error"]["message"], refusal
+        other.ctl("refresh", "shared")
+        assert ids(lake, other / "shared") == [*range(10), 400, 401]
+        other.ctl("restore", "shared", "--", TABLE)
+        other.ctl("refresh", "shared")
+        assert ids(lake, other / "shared") == ids(lake, lake / "shared") == [*range(10), 500, 501]
     with tests.case("both append: one conflict, though no name collides"):
         with Catalog(lake, "dev") as catalog:
             catalog.create_namespace("shop")
@@ -91,7 +124,7 @@ with Lake() as lake:
         assert len(found) == 1, found
         assert found[0]["table"] == found[0]["path"] == TABLE
         assert found[0]["format"] == "iceberg" and found[0]["version"] == 2, found
-        assert f"both branches wrote version 2 of table {TABLE}" in found[0]["sentence"]
+        assert f"both sides wrote version 2 of table {TABLE}" in found[0]["sentence"]
         assert len(found[0]["paths"]) == 2, found
     with tests.case("each side can be read where the conflict says"):
         for side, wanted in ("base", [*range(10)]), ("source", [*range(10), *range(100, 105)]), ("target", [*range(15)]):

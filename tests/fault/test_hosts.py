@@ -245,6 +245,76 @@ def uncommitted(a, b):
         assert not (b / "work").exists() and "work" not in os.listdir(b.mountpoint)
 
 
+def state(lake, number, writer, table="t"):
+    """A new state of an Iceberg table, as far as names go: nobody else's file is called so."""
+    (lake / f"main/{table}/metadata/{number:05}-{writer}.metadata.json").write_text(writer)
+
+
+def states(lake, table="t"):
+    return sorted(name[:7] for name in os.listdir(lake / f"main/{table}/metadata"))
+
+
+def tables():
+    with hosts(2, refresh_ms=0) as (a, b):
+        for table in "tu":
+            (a / f"main/{table}/metadata").mkdir(parents=True)
+            state(a, 1, "a", table)
+        a.commit()
+        b.ctl("refresh", "main")
+
+        with tests.case("two hosts write a state of one table: no name collides, the table does"):
+            state(b, 2, "b")
+            (b / "main/t/data-b").write_text("b")
+            state(a, 2, "a")
+            a.commit()
+            b.ctl("refresh", "main")
+            status = b.status()
+            assert status["collisions"] == ["t/metadata"] and status["behind"] == 1, status
+            assert states(b) == ["00001-a", "00002-b"], states(b)
+            refusal = refused(b, "commit", "main", "-m", "no")
+            assert refusal.code == 3 and "t" in refusal.reply["error"]["message"], refusal
+            assert states(b) == ["00001-a", "00002-b"] and (b / "main/t/data-b").read_text() == "b"
+            b.ctl("restore", "main", "--", "t")
+            b.ctl("refresh", "main")
+            assert states(b) == ["00001-a", "00002-a"]
+            state(b, 3, "b")
+            b.commit()
+        with tests.case("the same without having looked: the commit itself is refused"):
+            state(a, 4, "b")  # on what it last saw
+            refusal = refused(a, "commit", "main", "-m", "no")
+            assert refusal.code == 3 and [conflict["path"] for conflict in refusal.reply["conflicts"]] == ["t"], refusal
+            assert "each knows only its own" in refusal.reply["conflicts"][0]["sentence"]
+            a.ctl("restore", "main", "--", "t")
+            a.ctl("refresh", "main")
+        with tests.case("a part of a table's changes is refused as well"):
+            state(a, 4, "a")
+            a.commit()
+            state(b, 4, "b")
+            (b / "main/other").write_text("b")
+            refusal = refused(b, "commit", "main", "-m", "no", "--", "other")
+            assert refusal.code == 3 and "t/metadata" in refusal.reply["error"]["message"], refusal
+            b.ctl("restore", "main", "--", "t")
+            b.ctl("refresh", "main")
+            assert b.changes() == {"other": "added"}
+            b.commit()
+        with tests.case("different tables, data without a state, the same state on both sides: all go together"):
+            a.ctl("refresh", "main")
+            state(b, 5, "b", "u")
+            (b / "main/t/data-5").write_text("b")
+            state(a, 5, "a")
+            (a / "main/t/metadata/00001-a.metadata.json").unlink()  # as writers do that keep only the last ones
+            a.commit()
+            b.ctl("refresh", "main")
+            assert states(b, "u") == ["00001-a", "00005-b"] and states(b)[-1] == "00005-a"
+            state(b, 6, "a")
+            state(a, 6, "a")
+            a.commit()
+            b.commit()
+            a.ctl("refresh", "main")
+            assert states(a) == states(b) and states(a)[-1] == "00006-a"
+            assert (a / "main/t/data-5").read_text() == "b" and "00005-b" in states(a, "u")
+
+
 def never_and_away():
     with hosts(2, refresh_ms=0) as (a, b):
         with tests.case("refresh_ms 0: only refresh looks"):
@@ -437,6 +507,7 @@ with hosts(2) as pair:
     many_branches(*pair)
 with hosts(2) as pair:
     garbage(*pair)
+tables()
 never_and_away()
 contention()
 turmoil()

@@ -678,9 +678,9 @@ static void iceberg_tables(void **state)
 	struct pointer target = iceberg(world, base, META("00001-d"), NULL);
 	struct pointer manifests = iceberg(world, base, "shop/t/metadata/n.avro", NULL);
 	check_iceberg(world, base, source, target, 1,
-	              "both branches wrote version 1 of table shop/t");
+	              "both sides wrote version 1 of table shop/t");
 	check_iceberg(world, base, target, source, 1,
-	              "both branches wrote version 1 of table shop/t");
+	              "both sides wrote version 1 of table shop/t");
 	check_iceberg(world, base, source, manifests, 0, NULL);
 	check_iceberg(world, base, manifests, source, 0, NULL);
 	check_iceberg(world, base, source, source, 0, NULL);
@@ -693,7 +693,7 @@ static void iceberg_tables(void **state)
 	put(world, &source, "shop/t/metadata/version-hint.text", 3, 0644, 0, NULL);
 	put(world, &target, META("v2"), 9, 0644, 0, NULL);
 	put(world, &target, "shop/t/metadata/version-hint.text", 4, 0644, 0, NULL);
-	check_iceberg(world, base, source, target, 2, "both branches wrote version 2");
+	check_iceberg(world, base, source, target, 2, "both sides wrote version 2");
 	/* Taken back by one, gone on with by the other. */
 	base = iceberg(world, pointer_none, META("v1"), META("v2"));
 	source = iceberg(world, pointer_none, META("v1"), NULL);

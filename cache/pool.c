@@ -13,8 +13,8 @@
  * then it waits for running ones, of which there are always some.
  */
 #include "cache/internal.h"
+#include "store/thread.h"
 
-#include <signal.h>
 #include <time.h>
 
 #define THREADS_MAX 32
@@ -149,18 +149,6 @@ static void *work(void *context)
 	return NULL;
 }
 
-/* Locked. Signals are for the program's own threads. Without a thread readers run their own jobs.
- */
-static void start_thread(struct pool *pool)
-{
-	sigset_t all, before;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	if (pthread_create(&pool->threads[pool->thread_count], NULL, work, pool) == 0)
-		pool->thread_count++;
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
 int pool_new(uint64_t bytes_max, struct pool **ret_pool)
 {
 	struct pool *pool = calloc(1, sizeof(*pool));
@@ -205,8 +193,10 @@ void pool_add(struct pool *pool, struct job *job)
 	DL_APPEND(pool->queues[queue_of(job)], job);
 	job->queued = true;
 	pool->queued++;
-	if (pool->idle < pool->queued && pool->thread_count < THREADS_MAX && !pool->stopping)
-		start_thread(pool);
+	/* Without a thread readers run their own jobs. */
+	if (pool->idle < pool->queued && pool->thread_count < THREADS_MAX && !pool->stopping &&
+	    thread_start(&pool->threads[pool->thread_count], work, pool) == 0)
+		pool->thread_count++;
 	pthread_cond_signal(&pool->work);
 	if (queue_of(job) == QUEUE_AHEAD)
 		pthread_cond_broadcast(&pool->room); /* it can be given up now */

@@ -9,6 +9,7 @@
  */
 #include "fs/mount/fuse_loop.h"
 #include "fs/snapshot.h"
+#include "store/thread.h"
 
 #include <string.h>
 #include <sys/stat.h>
@@ -324,10 +325,9 @@ static void *cleaner_main(void *context)
 
 int cleaner_start(struct worktrees *trees, struct message *message)
 {
-	int r = pthread_create(&trees->cleaner, NULL, cleaner_main, trees);
+	int r = thread_start(&trees->cleaner, cleaner_main, trees);
 	trees->cleaner_running = r == 0;
-	return r == 0 ? 0
-	              : fail(message, error_system(r), "cannot start a thread: %s", strerror(r));
+	return r == 0 ? 0 : fail(message, r, "cannot start a thread: %s", error_text(r));
 }
 
 void cleaner_release(struct worktrees *trees)

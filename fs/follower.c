@@ -6,6 +6,7 @@
 
 #include "fs/follower.h"
 #include "fs/worktree_internal.h"
+#include "store/thread.h"
 
 #define LISTING_MIN 8           /* branches in use; fewer are asked for one by one */
 #define LISTING_COST 64         /* a listing of so many times what is in use is not worth it */
@@ -256,7 +257,7 @@ int follower_start(const struct follower_options *options, struct follower **ret
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_cond_init(&follower->wake, &monotonic);
 	pthread_condattr_destroy(&monotonic);
-	if (pthread_create(&follower->thread, NULL, follower_run, follower) != 0) {
+	if (thread_start(&follower->thread, follower_run, follower) != 0) {
 		pthread_mutex_destroy(&follower->lock);
 		pthread_cond_destroy(&follower->wake);
 		free(follower);

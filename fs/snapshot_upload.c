@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "fs/snapshot.h"
+#include "store/thread.h"
 
 #define SETTLE_NS ((int64_t)50 * 1000 * 1000)
 #define UPLOAD_THREADS 2
@@ -271,20 +272,13 @@ static int count_when_long(struct upload *upload)
 /* Store what has been gathered. */
 static int upload_batch(struct upload *upload)
 {
-	pthread_t threads[UPLOAD_THREADS - 1];
-	size_t started = 0;
 	int error = count_when_long(upload);
 	if (error)
 		return error;
 	atomic_store(&upload->next, 0);
 	bool alone = upload->job_count < UPLOAD_ALONE_FILES &&
 	             (upload->job_count < 2 || upload->job_bytes < UPLOAD_ALONE_BYTES);
-	while (!alone && started < ARRAY_SIZE(threads) &&
-	       pthread_create(&threads[started], NULL, upload_run, upload) == 0)
-		started++;
-	upload_run(upload);
-	for (size_t i = 0; i < started; i++)
-		pthread_join(threads[i], NULL);
+	run_together(alone ? 0 : UPLOAD_THREADS - 1, upload_run, upload);
 
 	error = upload->error;
 	for (size_t i = 0; i < upload->job_count; i++) {

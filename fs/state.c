@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "store/thread.h"
+
 #define FOLD_BYTES ((uint64_t)4 << 20)
 #define FOLD_CHANGES 16384
 /* Beyond this commits wait for the folder, unless folding fails (a full disk). */
@@ -655,9 +657,9 @@ int state_open(const char *directory, struct state **ret_state, struct message *
 		r = load(state, directory, message);
 	if (r != 0)
 		return r;
-	r = pthread_create(&state->folder, NULL, folder_main, state);
+	r = thread_start(&state->folder, folder_main, state);
 	if (r != 0)
-		return fail(message, error_system(r), "cannot start a thread: %s", strerror(r));
+		return fail(message, r, "cannot start a thread: %s", error_text(r));
 	state->folder_runs = true;
 	*ret_state = steal(&state);
 	return 0;

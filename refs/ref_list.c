@@ -3,10 +3,10 @@
  */
 #include "refs/ref_internal.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "refs/known.h"
+#include "store/thread.h"
 
 /* Names and etags are collected first, so that callbacks run outside the store's listing: (u8 name
  * length, name, u8 etag length, etag)*. */
@@ -102,18 +102,13 @@ static bool load_known(struct object_store *store, struct load *load)
 /* The next window's. */
 static void load_bodies(struct loads *loads)
 {
-	pthread_t threads[LOAD_THREADS_MAX];
-	size_t unknown = 0, started = 0;
+	size_t unknown = 0, helpers;
 
 	for (size_t i = 0; i < loads->count; i++)
 		unknown += !load_known(loads->store, &loads->items[i]);
 	atomic_store(&loads->next, 0);
-	while (started < LOAD_THREADS_MAX && (started + 1) * LOADS_PER_THREAD < unknown &&
-	       pthread_create(&threads[started], NULL, load_some, loads) == 0)
-		started++;
-	load_some(loads);
-	for (size_t i = 0; i < started; i++)
-		pthread_join(threads[i], NULL);
+	helpers = unknown ? (unknown - 1) / LOADS_PER_THREAD : 0;
+	run_together(helpers < LOAD_THREADS_MAX ? helpers : LOAD_THREADS_MAX, load_some, loads);
 }
 
 static int tell_body(const struct collected *collected, struct load *load, ref_fn *callback,

@@ -11,6 +11,7 @@
 
 #include "store/chunk_queue.h"
 #include "store/chunker.h"
+#include "store/thread.h"
 
 #define QUEUE_JOBS_MAX 16
 #define QUEUE_THREADS_MAX 7
@@ -111,7 +112,7 @@ static void start_threads(struct chunk_queue *queue)
 	if (count > QUEUE_THREADS_MAX)
 		count = QUEUE_THREADS_MAX;
 	do {
-		if (pthread_create(&queue->threads[queue->thread_count], NULL, thread_run, queue))
+		if (thread_start(&queue->threads[queue->thread_count], thread_run, queue))
 			return;
 		queue->thread_count++;
 	} while ((long)queue->thread_count < count);

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "store/kv_check.h"
+#include "store/thread.h"
 
 #define MAP_BYTES_DEFAULT ((uint64_t)64 << 20)
 #define MAP_UNIT ((uint64_t)1 << 20)
@@ -568,10 +569,9 @@ int kv_open(const char *directory, const struct kv_options *options, struct kv *
 	r = open_environment(kv, message);
 	if (r < 0)
 		return r;
-	r = pthread_create(&kv->worker, NULL, worker_main, kv);
+	r = thread_start(&kv->worker, worker_main, kv);
 	if (r != 0)
-		return fail(message, error_system(r), "%s: cannot start a thread: %s", directory,
-		            error_text(error_system(r)));
+		return fail(message, r, "%s: cannot start a thread: %s", directory, error_text(r));
 	kv->worker_runs = true;
 	*ret_kv = steal(&kv);
 	return 0;

@@ -6,12 +6,12 @@
  * `lock`; its condition is signalled, and from then on the call belongs to its caller again).
  */
 #include "store/s3_http.h"
+#include "store/thread.h"
 
 #include <assert.h>
 #include <curl/curl.h>
 #include <malloc.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <strings.h>
 #include <sys/mman.h>
@@ -627,17 +627,6 @@ static void http_release(struct http **http)
 	free(*http);
 }
 
-/* Signals are for the program's own threads. */
-static int start_thread(struct http *http)
-{
-	sigset_t all, before;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int error = pthread_create(&http->thread, NULL, io_thread, http);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return error != 0 ? error_system(error) : 0;
-}
-
 int http_new(const struct http_options *options, struct http **ret_http, struct message *message)
 {
 	pthread_once(&curl_once, curl_begin);
@@ -660,7 +649,7 @@ int http_new(const struct http_options *options, struct http **ret_http, struct 
 		return fail(message, -ERR_NO_MEMORY, "out of memory");
 	/* Kept connections: as many as may be in use, not curl's four times the handles. */
 	curl_multi_setopt(http->multi, CURLMOPT_MAXCONNECTS, (long)http->connections_max);
-	int error = start_thread(http);
+	int error = thread_start(&http->thread, io_thread, http);
 	if (error < 0)
 		return fail(message, error, "cannot start a thread: %s", error_text(error));
 	*ret_http = steal(&http);

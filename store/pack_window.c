@@ -15,6 +15,7 @@
 
 #include "store/pack.h"
 #include "store/pack_window.h"
+#include "store/thread.h"
 
 #define BLOCK_BYTES WINDOW_BLOCK_BYTES
 #define BLOCKS_PER_PACK (PACK_TARGET_BYTES / BLOCK_BYTES)
@@ -358,8 +359,7 @@ static bool prefetcher_ready(struct windows *windows)
 	if (queued < windows->threads_idle)
 		return true;
 	if (windows->threads_running < THREADS_MAX &&
-	    pthread_create(&windows->threads[windows->threads_running], NULL, prefetch_run,
-	                   windows) == 0)
+	    thread_start(&windows->threads[windows->threads_running], prefetch_run, windows) == 0)
 		windows->threads_running++;
 	return windows->threads_running > 0 && queued < THREADS_MAX;
 }

@@ -21,6 +21,7 @@
 
 #include "store/odb_index.h"
 #include "store/pack.h"
+#include "store/thread.h"
 
 #define JOINT_BYTES (4u << 20)
 /* The first content pack is put early, while what follows is still being read and hashed; each
@@ -391,8 +392,7 @@ static void seal_one(struct packer *packer, struct pack **slot)
 static void putter_start(struct packer *packer)
 {
 	if (!packer->putter_runs)
-		packer->putter_runs =
-		        pthread_create(&packer->putter, NULL, putter_run, packer) == 0;
+		packer->putter_runs = thread_start(&packer->putter, putter_run, packer) == 0;
 }
 
 static void seal_all(struct packer *packer)

@@ -8,6 +8,7 @@
 
 #include "store/s3.h"
 #include "store/s3_sign.h"
+#include "store/thread.h"
 
 #define PARTS_AT_ONCE 4
 
@@ -111,14 +112,8 @@ static void *send_parts(void *argument)
 /* Without threads the caller sends all of them. */
 static int send_all(struct upload *upload)
 {
-	pthread_t helpers[PARTS_AT_ONCE - 1];
-	unsigned count = 0;
-	while (count + 1 < upload->count && count < ARRAY_SIZE(helpers) &&
-	       pthread_create(&helpers[count], NULL, send_parts, upload) == 0)
-		count++;
-	send_parts(upload);
-	for (unsigned i = 0; i < count; i++)
-		pthread_join(helpers[i], NULL);
+	unsigned helpers = upload->count > 0 ? upload->count - 1 : 0;
+	run_together(helpers < PARTS_AT_ONCE ? helpers : PARTS_AT_ONCE - 1, send_parts, upload);
 	return upload->error;
 }
 

@@ -7,6 +7,7 @@
  * walked again.
  */
 #include "fs/commands/command_internal.h"
+#include "store/thread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -356,8 +357,7 @@ static int run(struct warm *warm, void (*work)(struct warm *warm))
 	struct crew crew = {warm, work};
 	unsigned count = 0;
 	warm->running = warm->threads;
-	while (count < warm->threads &&
-	       pthread_create(&threads[count], NULL, crew_thread, &crew) == 0)
+	while (count < warm->threads && thread_start(&threads[count], crew_thread, &crew) == 0)
 		count++;
 	pthread_mutex_lock(&warm->lock);
 	warm->running -= warm->threads - count;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "fs/mount/keep.h"
+#include "store/thread.h"
 
 struct notice {
 	struct notice *next;
@@ -70,7 +71,7 @@ int notifier_start(struct mount *mount)
 	pthread_mutex_init(&mount->notices_lock, NULL);
 	pthread_cond_init(&mount->notices_changed, NULL);
 	mount->notices_end = &mount->notices;
-	if (pthread_create(&mount->notifier, NULL, notifier_run, mount) != 0)
+	if (thread_start(&mount->notifier, notifier_run, mount) != 0)
 		return -ERR_NO_MEMORY;
 	mount->notifying = true;
 	return 0;

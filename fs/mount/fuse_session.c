@@ -18,6 +18,7 @@
 
 #include "fs/commands/command.h"
 #include "fs/mount/fuse_loop.h"
+#include "store/thread.h"
 
 #define THREADS_DEFAULT 128 /* made on demand; any number may wait for the store */
 /* A read of 256 KiB, wherever it begins, is one request; with more the kernel reads further beyond
@@ -345,7 +346,7 @@ static void *look_again(void *context)
 static void inherited_serve(struct mount *mount)
 {
 	passthrough_resend(&mount->passthrough);
-	mount->looking = pthread_create(&mount->looker, NULL, look_again, mount) == 0;
+	mount->looking = thread_start(&mount->looker, look_again, mount) == 0;
 }
 
 int mount_run(struct mount *mount, struct message *message)

@@ -12,11 +12,11 @@
  * twofold by each that is opened after that. So readers in no order cost CREDIT_FIRST, and whoever
  * opens two files in a row and no more CREDIT_LEAST.
  */
-#include <signal.h>
 #include <stdatomic.h>
 
 #include "cache/cache.h"
 #include "fs/mount/vfs_internal.h"
+#include "store/thread.h"
 
 #define WALKS 16
 #define FILE_BYTES_AHEAD ((uint64_t)128 << 10) /* larger ones are worth a request of their own */
@@ -191,18 +191,12 @@ static struct walk *walk_in(struct ahead *ahead, uint64_t directory, bool begin)
 	return oldest;
 }
 
-/* Locked: signals are for the program's own threads. Without a thread nothing is made local ahead.
- */
+/* Locked. Without a thread nothing is made local ahead. */
 static void ask(struct ahead *ahead, struct walk *walk)
 {
-	sigset_t all, before;
 	walk->asked = true;
-	if (!ahead->started) {
-		sigfillset(&all);
-		pthread_sigmask(SIG_SETMASK, &all, &before);
-		ahead->started = pthread_create(&ahead->thread, NULL, work, ahead) == 0;
-		pthread_sigmask(SIG_SETMASK, &before, NULL);
-	}
+	if (!ahead->started)
+		ahead->started = thread_start(&ahead->thread, work, ahead) == 0;
 	pthread_cond_signal(&ahead->work);
 }
 

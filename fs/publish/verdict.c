@@ -4,12 +4,14 @@
  */
 #include "fs/publish/verdict.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "fs/json.h"
 #include "refs/history.h"
+#include "store/thread.h"
 
 #define LINE_SHOWN_MAX 512
 #define AUDITS_PREFIX "audits/"
@@ -21,6 +23,7 @@
 #define TIME_MAX_MS 9999999999999 /* 13 digits: until 2286 */
 #define NUMBER_MAX ((int64_t)1 << 53)
 #define KEY_MAX 128
+#define READ_AT_ONCE 16
 #define DAY_MS ((int64_t)24 * 60 * 60 * 1000)
 
 static const char *const verdict_names[] = {
@@ -578,8 +581,10 @@ int audit_log_append(struct object_store *store, const struct cJSON *entry, stru
 	return put_new(store, key, &bytes, message);
 }
 
+/* NULL: no memory. */
 static cJSON *read_entry(struct object_store *store, const char *key)
 {
+	unsigned failures = json_failures();
 	CLEANUP(buffer_release) struct buffer bytes = {.limit = LOG_ENTRY_MAX};
 	CLEANUP(json_cleanup) cJSON *entry = NULL;
 	struct message why = {{0}};
@@ -598,7 +603,7 @@ static cJSON *read_entry(struct object_store *store, const char *key)
 	CLEANUP(free_pointer) char *text = utf8_clean(why.text, strlen(why.text));
 	cJSON_AddStringToObject(damaged, "key", key);
 	cJSON_AddStringToObject(damaged, "damaged", text && *text ? text : error_text(error));
-	return steal(&damaged);
+	return json_failures() == failures ? steal(&damaged) : NULL;
 }
 
 /* Damaged ones are anybody's. */
@@ -627,23 +632,71 @@ static void entries_release(struct entries *entries)
 	free(entries->items);
 }
 
+/* Some entries that are read at once: each is a round trip. */
+struct batch {
+	struct object_store *store;
+	const struct names *names;
+	size_t newest; /* the first one's place among the names; the others come before it */
+	size_t count;
+	atomic_size_t next;
+	cJSON *items[READ_AT_ONCE];
+};
+
+static void *read_some(void *context)
+{
+	struct batch *batch = context;
+	size_t at;
+	while ((at = atomic_fetch_add(&batch->next, 1)) < batch->count)
+		batch->items[at] =
+		        read_entry(batch->store, names_at(batch->names, batch->newest - at));
+	return NULL;
+}
+
+static void batch_release(struct batch *batch)
+{
+	for (size_t i = 0; i < batch->count; i++)
+		cJSON_Delete(batch->items[i]);
+}
+
+static int entries_add(struct entries *entries, cJSON **entry)
+{
+	if (!(entries->count & (entries->count + 1))) { /* 0, 1, 3, 7, ... are full */
+		size_t capacity = 2 * entries->count + 1;
+		void *items = realloc(entries->items, capacity * sizeof *entries->items);
+		if (!items)
+			return -ERR_NO_MEMORY;
+		entries->items = items;
+	}
+	entries->items[entries->count++] = steal(entry);
+	return 0;
+}
+
 static int read_newest(struct object_store *store, const struct names *names, const char *branch,
                        struct entries *entries)
 {
-	for (size_t i = names->count; i-- && entries->count < entries->limit;) {
-		CLEANUP(json_cleanup) cJSON *entry = read_entry(store, names_at(names, i));
-		if (!entry_is_of(entry, branch))
-			continue;
-		if (!(entries->count & (entries->count + 1))) { /* 0, 1, 3, 7, ... are full */
-			size_t capacity = 2 * entries->count + 1;
-			void *items = realloc(entries->items, capacity * sizeof *entries->items);
-			if (!items)
-				return -ERR_NO_MEMORY;
-			entries->items = items;
+	int error = 0;
+	size_t others =
+	        0; /* that were read and are another branch's: as many may be in vain again */
+	for (size_t left = names->count; !error && left && entries->count < entries->limit;) {
+		size_t wanted = entries->limit - entries->count;
+		CLEANUP(batch_release)
+		struct batch batch = {.store = store, .names = names, .newest = left - 1};
+		wanted = wanted < others ? others : wanted;
+		wanted = wanted < READ_AT_ONCE ? wanted : READ_AT_ONCE;
+		batch.count = left < wanted ? left : wanted;
+		run_together(batch.count - 1, read_some, &batch);
+		for (size_t i = 0; !error && i < batch.count && entries->count < entries->limit;
+		     i++) {
+			if (!batch.items[i])
+				error = -ERR_NO_MEMORY;
+			else if (entry_is_of(batch.items[i], branch))
+				error = entries_add(entries, &batch.items[i]);
+			else
+				others++;
 		}
-		entries->items[entries->count++] = steal(&entry);
+		left -= batch.count;
 	}
-	return 0;
+	return error;
 }
 
 /* Of yesterday, today, and, for clocks that are fast, tomorrow. */
@@ -713,6 +766,8 @@ static int verify_entry(void *context, const struct object_info *info)
 	if (strspn(last, "0123456789") != 13)
 		return 0;
 	CLEANUP(json_cleanup) cJSON *entry = read_entry(verification->store, info->key);
+	if (!entry)
+		return -ERR_NO_MEMORY;
 	const cJSON *damaged = cJSON_GetObjectItemCaseSensitive(entry, "damaged");
 	return damaged ? verification->callback(verification->context, info->key,
 	                                        damaged->valuestring)

@@ -8,12 +8,11 @@
 #include "fs/publish/webhook.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <time.h>
 
 #include "fs/publish/webhook_attempt.h"
+#include "store/thread.h"
 
 #define BACKOFF_MS_MIN_DEFAULT 1000
 #define BACKOFF_MS_MAX_DEFAULT 600000
@@ -326,21 +325,16 @@ static void wait_until(struct webhooks *webhooks, int64_t due_ms)
 
 static void *work(void *argument);
 
-/* Under the lock. Signals are for the program's own threads. Failing is no harm while there is
- * another thread; the first one's failure is told. */
+/* Under the lock. Failing is no harm while there is another thread; the first one's failure is
+ * told. */
 static int need_worker(struct webhooks *webhooks)
 {
-	sigset_t all, before;
 	if (webhooks->idle_count || webhooks->worker_count == WORKERS_MAX || webhooks->stopping)
 		return 0;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int error =
-	        pthread_create(&webhooks->workers[webhooks->worker_count], NULL, work, webhooks);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	int error = thread_start(&webhooks->workers[webhooks->worker_count], work, webhooks);
 	if (!error)
 		webhooks->worker_count++;
-	return webhooks->worker_count ? 0 : error_system(error);
+	return webhooks->worker_count ? 0 : error;
 }
 
 static void *work(void *argument)

@@ -450,6 +450,14 @@ static void test_what_looking_at_the_log_costs(void **state)
 	expect_entries(store, 0, "main", 5, "7 7 7 7 7 ");
 	assert_int_equal(requests_of(store, OBJECT_GET) - gets, 5);
 	assert_int_equal(requests_of(store, OBJECT_LIST) - lists, 3);
+	/* Those of another branch are found among them by at most twice as many gets. */
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(append_at(store, now_ms - 30 * 60000 - 7 - i,
+		                           "{\"version\":1,\"number\":8,\"branch\":\"dev\"}"),
+		                 0);
+	gets = requests_of(store, OBJECT_GET);
+	expect_entries(store, 0, "dev", 3, "8 8 8 ");
+	assert_in_range(requests_of(store, OBJECT_GET) - gets, 33, 64);
 	object_store_free(store);
 }
 

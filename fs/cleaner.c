@@ -7,7 +7,6 @@
  * The file system below makes an unlink durable when it likes, also before the journal that says
  * why: so staging files wait for that, many for one sync.
  */
-#include "fs/mount/fuse_loop.h"
 #include "fs/snapshot.h"
 #include "store/thread.h"
 
@@ -131,7 +130,7 @@ void staging_remove(struct worktrees *trees, uint64_t staging)
 	}
 	pthread_mutex_unlock(&trees->cleaner_lock);
 	if (room_is_short(trees, bytes, files)) {
-		loop_about_to_block();
+		thread_about_to_block();
 		unlink_removed(trees, SIZE_MAX);
 	}
 }
@@ -230,7 +229,7 @@ void adopted_wait(struct worktrees *trees, const struct content *content)
 {
 	if (trees->adopting == 0 || cache_has(trees->cache, content))
 		return;
-	loop_about_to_block();
+	thread_about_to_block();
 	int64_t until_ms = clock_monotonic_ms() + ADOPT_WAIT_MS;
 	struct timespec until = {.tv_sec = until_ms / 1000, .tv_nsec = until_ms % 1000 * 1000000};
 	pthread_mutex_lock(&trees->cleaner_lock);

@@ -16,8 +16,8 @@
  * before the file grows again, when the size would no longer say it.
  */
 #include "cache/extents.h"
-#include "fs/mount/fuse_loop.h"
 #include "fs/worktree_internal.h"
+#include "store/thread.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -272,7 +272,7 @@ static int read_content(struct file_data *data, void *out, size_t length, uint64
                         struct message *message)
 {
 	if (data->blob == NULL || !blob_complete(data->blob))
-		loop_about_to_block();
+		thread_about_to_block();
 	if (data->blob != NULL) {
 		int r = blob_ensure(data->blob, offset, length, message);
 		ssize_t got = 0;
@@ -697,7 +697,7 @@ int file_data_sync(struct file_data *data, bool data_only)
 {
 	if (data->kind == DATA_CONTENT)
 		return 0;
-	loop_about_to_block();
+	thread_about_to_block();
 	int r = data_only ? fdatasync(data->fd) : fsync(data->fd);
 	return r == 0 ? 0 : error_system(errno);
 }

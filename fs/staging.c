@@ -3,8 +3,8 @@
  * spread over 256 directories), and how a committed file gets one.
  */
 #include "cache/extents.h"
-#include "fs/mount/fuse_loop.h"
 #include "fs/worktree_internal.h"
+#include "store/thread.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -238,7 +238,7 @@ static int fill_staging(struct worktrees *trees, const struct inode *inode, int 
 		return r;
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT},
 	                            timespec_of(inode->attributes.mtime_ns)};
-	loop_about_to_block();
+	thread_about_to_block();
 	if (futimens(fd, times) != 0 || (!*ret_piecewise && fsync(fd) != 0))
 		return fail(message, error_system(errno), "cannot write a staging file: %s",
 		            strerror(errno));

@@ -2,8 +2,8 @@
  * worktree.c — hides the life of working trees: which branches have one open, what a crash left and
  * how it is settled.
  */
-#include "fs/mount/fuse_loop.h"
 #include "fs/worktree_internal.h"
+#include "store/thread.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -150,7 +150,7 @@ int worktree_root(struct worktree *worktree, struct directory *ret_directory)
 int worktree_enter(struct worktree *worktree, uint64_t epoch)
 {
 	if (pthread_rwlock_tryrdlock(&worktree->gate) != 0) {
-		loop_about_to_block();
+		thread_about_to_block();
 		pthread_rwlock_rdlock(&worktree->gate);
 	}
 	int r = worktree->gone ? -ERR_NOT_FOUND : worktree->epoch != epoch ? -ERR_STALE : 0;

@@ -5,6 +5,11 @@
 
 #include <signal.h>
 
+static _Thread_local struct {
+	void (*told)(void *context);
+	void *context;
+} blocking;
+
 int thread_start(pthread_t *ret_thread, void *(*run)(void *context), void *context)
 {
 	sigset_t all, before;
@@ -14,6 +19,18 @@ int thread_start(pthread_t *ret_thread, void *(*run)(void *context), void *conte
 	int problem = pthread_create(ret_thread, NULL, run, context);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return problem ? error_system(problem) : 0;
+}
+
+void thread_when_blocking(void (*told)(void *context), void *context)
+{
+	blocking.told = told;
+	blocking.context = context;
+}
+
+void thread_about_to_block(void)
+{
+	if (blocking.told)
+		blocking.told(blocking.context);
 }
 
 void run_together(size_t helpers, void *(*run)(void *context), void *context)

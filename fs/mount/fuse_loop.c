@@ -28,6 +28,7 @@
 
 #include "fs/mount/fuse_internal.h"
 #include "fs/mount/fuse_pace.h"
+#include "store/thread.h"
 
 #define TICK_NS 500000    /* a handler seen at two ticks in a row takes long */
 #define IDLE_END_S 10     /* idle workers end after it, but for the first */
@@ -87,8 +88,6 @@ struct loop {
 	int timer_fd;
 	pthread_t watcher;
 };
-
-static _Thread_local struct worker *self;
 
 /* -- seats; all under the lock -- */
 
@@ -414,11 +413,24 @@ static void *ready_memory(void)
 	return (void *)(uintptr_t)bytes;
 }
 
+static void about_to_block(void *context)
+{
+	struct worker *worker = context;
+	if (!worker->seated)
+		return;
+	pthread_mutex_lock(&worker->loop->lock);
+	if (worker->seated) {
+		leave_seat(worker);
+		fill_seat(worker->loop);
+	}
+	pthread_mutex_unlock(&worker->loop->lock);
+}
+
 static void *work(void *context)
 {
 	struct worker *worker = context;
 	struct loop *loop = worker->loop;
-	self = worker;
+	thread_when_blocking(about_to_block, worker);
 	worker->buffer.mem = ready_memory();
 	while (!fuse_session_exited(loop->session)) {
 		worker->answered_ns = is_sole_reader(worker) ? monotonic_ns() : 0;
@@ -436,20 +448,8 @@ static void *work(void *context)
 		if (!worker->seated && !sit_down(worker))
 			break;
 	}
+	thread_when_blocking(NULL, NULL);
 	return NULL;
-}
-
-void loop_about_to_block(void)
-{
-	struct worker *worker = self;
-	if (!worker || !worker->seated)
-		return;
-	pthread_mutex_lock(&worker->loop->lock);
-	if (worker->seated) {
-		leave_seat(worker);
-		fill_seat(worker->loop);
-	}
-	pthread_mutex_unlock(&worker->loop->lock);
 }
 
 /* -- the watcher -- */

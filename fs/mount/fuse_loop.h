@@ -3,14 +3,14 @@
  *
  * A wake-up of another thread costs more than most requests, so one thread reads a request, answers
  * it and reads the next: it holds the *seat*. Nobody may wait behind a request that takes long: its
- * thread gives the seat away, by itself where it knows (loop_about_to_block), else it is taken from
- * it within about a millisecond. When requests queue up all the same there are more seats, at most
- * one for each processor.
+ * thread gives the seat away, by itself where it knows (thread_about_to_block), else it is taken
+ * from it within about a millisecond. When requests queue up all the same there are more seats, at
+ * most one for each processor.
  *
  * Holds:      the threads and who of them has a seat.
  * Invariants: (1) somebody with a seat reads, or will within about a millisecond, unless all
  *             threads allowed are at work; (2) an idle mount wakes no thread.
- * Threads:    loop_run from one; loop_about_to_block from any.
+ * Threads:    loop_run from one.
  */
 #ifndef FS_FUSE_LOOP_H
 #define FS_FUSE_LOOP_H
@@ -20,10 +20,5 @@ struct fuse_session;
 /* Serve until the session exits: unmounted, or a signal. threads_max: at least 1. 0, or a negative
  * errno. */
 int loop_run(struct fuse_session *session, unsigned threads_max);
-/*
- * This thread will wait for the store, a disk or somebody who does: let another one read on. Call
- * it only when waiting is certain or likely. Cheap, and nothing at all in a thread without a seat.
- */
-void loop_about_to_block(void);
 
 #endif

@@ -2,8 +2,8 @@
  * Hides the life of nodes: how one comes to stand for a name, and what goes with it; and the
  * operations that only look.
  */
-#include "fs/mount/fuse_loop.h"
 #include "fs/mount/vfs_internal.h"
+#include "store/thread.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -470,7 +470,7 @@ int vfs_statfs(struct vfs *vfs, struct statvfs *ret_statvfs)
 
 int vfs_sync_names(struct vfs *vfs)
 {
-	loop_about_to_block();
+	thread_about_to_block();
 	return state_sync(vfs->lake->state);
 }
 

@@ -10,8 +10,8 @@
  * A node's open state is changed by one thread at a time (open_begin .. open_end), who may wait
  * for the disk and the store meanwhile; the stripe's lock only guards that right itself.
  */
-#include "fs/mount/fuse_loop.h"
 #include "fs/mount/vfs_internal.h"
+#include "store/thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -41,7 +41,7 @@ int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state
 	struct open_stripe *stripe = stripe_of(vfs, node);
 	pthread_mutex_lock(&stripe->lock);
 	if (node->open && node->open->busy)
-		loop_about_to_block();
+		thread_about_to_block();
 	while (node->open && node->open->busy)
 		pthread_cond_wait(&stripe->changed, &stripe->lock);
 	if (!node->open)

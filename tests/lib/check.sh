@@ -37,6 +37,8 @@ direction() {
 		grep -rHn --include='*.[ch]' '#include "' "$folder" |
 			grep -vE "#include \"(${allowed// /|})/" || true
 	done
+	# Working trees know nothing of who mounts them, commands them or publishes; fs/lake puts a lake together.
+	grep -Hn '#include "fs/[a-z]*/' fs/*.[ch] | grep -vE '^fs/lake\.[ch]:' || true
 }
 
 # header pattern: the only files that may include it

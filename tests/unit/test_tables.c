@@ -677,10 +677,8 @@ static void iceberg_tables(void **state)
 	struct pointer source = iceberg(world, base, META("00001-b"), META("00002-c"));
 	struct pointer target = iceberg(world, base, META("00001-d"), NULL);
 	struct pointer manifests = iceberg(world, base, "shop/t/metadata/n.avro", NULL);
-	check_iceberg(world, base, source, target, 1,
-	              "both sides wrote version 1 of table shop/t");
-	check_iceberg(world, base, target, source, 1,
-	              "both sides wrote version 1 of table shop/t");
+	check_iceberg(world, base, source, target, 1, "both sides wrote version 1 of table shop/t");
+	check_iceberg(world, base, target, source, 1, "both sides wrote version 1 of table shop/t");
 	check_iceberg(world, base, source, manifests, 0, NULL);
 	check_iceberg(world, base, manifests, source, 0, NULL);
 	check_iceberg(world, base, source, source, 0, NULL);

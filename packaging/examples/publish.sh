@@ -22,7 +22,8 @@ close_main() {
 	chapter "Main is closed: what gets there has passed these, on whatever host"
 	show "lakectl audit add main delay-known --path 'flights/**' -- not-null delay origin destination"
 	show "lakectl audit add main schema --path 'flights/**' -- schema"
-	show "lakectl audit add main airports-known --path 'flights/**' -- foreign-key origin airports/airports.csv:iata"
+	show "lakectl audit add main airports-known --path 'flights/**' --path 'airports/**' \\
+       -- foreign-key --table flights origin airports/airports.csv:iata"
 	show "lakectl protect main --no-direct-writes --require-audits"
 	show_refused 1 "touch $lake/main/flights/x"
 	show_refused 4 "lakectl reset main main~1"

@@ -19,6 +19,8 @@ check "the closed branch cannot be written" contains "Read-only file system" "$s
 check "what was mended is published" contains "518648      518648" "$scratch/story"
 check "what was published is taken back" contains "518831      518831" "$scratch/story"
 check "a conflict shows where both versions are" contains "airports/airports.csv  (both changed)" "$scratch/story"
+grep -A1 'skipped schema' "$scratch/story" >"$scratch/after"
+check "an audit of a reference looks at the table referred to as well" contains "passed  airports-known" "$scratch/after"
 tap_sanitizers
 check "the demo ends" "$root/packaging/examples/demo.sh" stop
 check "nothing is left" [ ! -e "$LAKE_DIR" ]

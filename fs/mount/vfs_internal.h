@@ -110,7 +110,8 @@ void gate_leave(const struct node *node);
 
 /* -- vfs_open.c -- */
 struct open_state {
-	bool busy; /* one thread is at work on it, and may wait for the disk or the store */
+	bool busy;      /* one thread is at work on it, and may wait for the disk or the store */
+	bool mode_told; /* `privileged` was, since the state is busy */
 	_Atomic(bool) privileged; /* had set-id bits when last looked at: writes must clear them */
 	uint32_t handles;
 	int backing;             /* > 0: all handles are passed through */

@@ -13,6 +13,7 @@
 #include "fs/mount/vfs_internal.h"
 #include "store/thread.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -46,8 +47,10 @@ int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state
 		pthread_cond_wait(&stripe->changed, &stripe->lock);
 	if (!node->open)
 		node->open = calloc(1, sizeof(*node->open));
-	if (node->open)
+	if (node->open) {
 		node->open->busy = true;
+		node->open->mode_told = false;
+	}
 	*ret_state = node->open;
 	pthread_mutex_unlock(&stripe->lock);
 	return *ret_state ? 0 : -ERR_NO_MEMORY;
@@ -113,14 +116,22 @@ int open_frozen(struct vfs *vfs, struct node *node, struct inode *ret_inode, str
 	return result;
 }
 
+static bool is_privileged(mode_t mode)
+{
+	return mode & (S_ISUID | S_ISGID);
+}
+
 void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode)
 {
 	struct open_stripe *stripe = stripe_of(vfs, node);
 	pthread_mutex_lock(&stripe->lock);
-	if (node->open)
-		node->open->privileged = mode & (S_ISUID | S_ISGID);
-	if (node->open && node->open->kept)
-		node->open->kept->privileged = node->open->privileged;
+	struct open_state *state = node->open;
+	if (state) {
+		state->privileged = is_privileged(mode);
+		state->mode_told = true;
+	}
+	if (state && state->kept)
+		state->kept->privileged = state->privileged;
 	pthread_mutex_unlock(&stripe->lock);
 }
 
@@ -135,44 +146,56 @@ bool open_is_open(struct vfs *vfs, struct node *node)
 
 /* -- what a node is open on -- */
 
-/* For a successor; without memory it will find the file lost. */
-static void state_keep(struct vfs *vfs, const struct node *node, struct open_state *state)
+/* For a successor; without memory it will find the file lost. Not published yet. */
+static struct kept_open *kept_new(struct vfs *vfs, const struct node *node,
+                                  const struct open_state *state)
 {
 	CLEANUP(buffer_release) struct buffer bytes = {0};
 	if (!vfs->keep)
-		return;
+		return NULL;
 	inode_encode(&bytes, &state->inode);
 	struct kept_open *kept =
 	        buffer_check(&bytes) < 0 ? NULL : keep_new(vfs->keep, sizeof(*kept) + bytes.length);
 	if (!kept)
-		return;
-	kept->backing = state->backing;
-	kept->privileged = state->privileged;
+		return NULL;
 	kept->inode.node = node->id;
 	kept->inode.number = state->inode.number;
 	kept->inode.length = (uint32_t)bytes.length;
 	memcpy(kept->inode.bytes, bytes.data, bytes.length);
-	keep_publish(kept, KEEP_OPEN);
-	state->kept = kept;
+	return kept;
 }
 
-/* Takes over data and *inode. Files with set-id bits are not passed through: only writes that
- * come to us can clear them. */
+/* Of a state that nobody has a handle of: takes over data and *inode. Files with set-id bits are
+ * not passed through: only writes that come to us can clear them. A mode that was told since the
+ * state is busy is newer than the inode's. */
 static void state_fill(struct vfs *vfs, const struct node *node, struct open_state *state,
                        struct file_data *data, struct inode *inode)
 {
-	int fd = file_data_local(data);
-	state_clear(vfs, state);
+	struct open_stripe *stripe = stripe_of(vfs, node);
+	bool privileged = is_privileged((mode_t)inode->attributes.mode);
+	int fd = file_data_local(data), backing = 0;
+	assert(state->handles == 0 && !state->data && !state->kept);
 	state->data = data;
 	state->staging = inode->staging;
-	state->privileged = inode->attributes.mode & (S_ISUID | S_ISGID);
 	state->inode = *inode;
 	*inode = (struct inode){0};
-	if (fd >= 0 && vfs->kernel.backing_open && !state->privileged)
-		state->backing = vfs->kernel.backing_open(vfs->kernel.context, fd);
-	if (state->backing < 0)
-		state->backing = 0;
-	state_keep(vfs, node, state);
+	if (fd >= 0 && vfs->kernel.backing_open && !privileged)
+		backing = vfs->kernel.backing_open(vfs->kernel.context, fd);
+	struct kept_open *kept = kept_new(vfs, node, state);
+	pthread_mutex_lock(&stripe->lock);
+	if (!state->mode_told)
+		state->privileged = privileged;
+	bool copied = state->privileged;
+	state->backing = backing < 0 || copied ? 0 : backing;
+	if (kept) {
+		kept->backing = state->backing;
+		kept->privileged = state->privileged;
+		keep_publish(kept, KEEP_OPEN);
+		state->kept = kept;
+	}
+	pthread_mutex_unlock(&stripe->lock);
+	if (copied && backing > 0)
+		vfs->kernel.backing_close(vfs->kernel.context, backing);
 }
 
 static int data_open(struct vfs *vfs, const struct inode *inode, struct file_data **ret_data,

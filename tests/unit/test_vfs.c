@@ -28,12 +28,19 @@ struct world {
 	atomic_int backings_open, backings_made;
 	char forgotten[16][NAME_BYTES_MAX + 1];
 	unsigned forgotten_count;
+	uint64_t made_privileged; /* this node, while a file is being opened */
 };
 
 static int backing_open(void *context, int fd)
 {
 	struct world *world = context;
+	const struct vfs_change change = {.which = VFS_MODE, .mode = 04755};
+	struct stat stat;
 	assert_true(fcntl(fd, F_GETFD) >= 0);
+	if (world->made_privileged)
+		assert_int_equal(vfs_setattr(world->vfs, world->made_privileged, NULL, &change,
+		                             &caller, &stat, NULL),
+		                 0);
 	world->backings_open++;
 	return ++world->backings_made;
 }
@@ -431,6 +438,30 @@ static void test_vfs__one_backing_for_all_opens(void **state)
 	for (int i = 0; i < 3; i++)
 		vfs_release(world->vfs, opened[i].file);
 	assert_int_equal(world->backings_open, 0);
+}
+
+static void test_vfs__a_mode_that_comes_while_opening_counts(void **state)
+{
+	struct world *world = *state;
+	struct vfs_entry entry;
+	struct vfs_opened opened, writer;
+	check(lake_write(world, "main/f", "text"), "write", NULL);
+	check(walk(world, "main/f", &entry), "walk", NULL);
+	world->made_privileged = entry.node;
+	check(lake_open_path(world, "main/f", O_RDONLY, &opened), "open", NULL);
+	world->made_privileged = 0;
+	assert_int_equal(opened.backing, 0); /* so that the write below comes to us */
+	assert_int_equal(world->backings_open, 0);
+	check(lake_open_path(world, "main/f", O_WRONLY, &writer), "open", NULL);
+	assert_int_equal(writer.backing, 0);
+	const struct vfs_caller other = {.uid = 1000, .gid = 1000, .pid = 4712};
+	assert_int_equal(vfs_write(world->vfs, writer.file, "more", 4, 0, &other, NULL), 4);
+	vfs_release(world->vfs, writer.file);
+	vfs_release(world->vfs, opened.file);
+	vfs_forget(world->vfs, entry.node, 1);
+	check(walk(world, "main/f", &entry), "walk", NULL);
+	assert_int_equal(entry.stat.st_mode & 07777, 0755);
+	vfs_forget(world->vfs, entry.node, 1);
 }
 
 static void test_vfs__first_write_splits(void **state)
@@ -948,6 +979,7 @@ int main(void)
 	        WITH_WORLD(test_vfs__forgets_everything),
 	        WITH_WORLD(test_vfs__ids_and_numbers_last),
 	        WITH_WORLD(test_vfs__one_backing_for_all_opens),
+	        WITH_WORLD(test_vfs__a_mode_that_comes_while_opening_counts),
 	        WITH_WORLD(test_vfs__first_write_splits),
 	        WITH_WORLD(test_vfs__who_reads_the_new_node_first_is_in_nobodys_way),
 	        WITH_WORLD(test_vfs__descriptors_of_split_links_have_attributes),

@@ -4,6 +4,10 @@
 # build/ and touch nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# One at a time: two tests that start at once may want the same, and npm leaves half a tree then.
+mkdir -p build
+exec 9>build/install.lock
+flock 9
 
 missing_debian() {
 	local package
@@ -54,9 +58,10 @@ python() {
 	done
 }
 
+# npm writes its own list last: a tree of which it is missing was not finished.
 node() {
 	mkdir -p build/node
-	[ -d "build/node/node_modules/$1" ] && return 0
+	grep -qs "\"node_modules/$1\"" build/node/node_modules/.package-lock.json && return 0
 	npm install --silent --no-audit --no-fund --prefix build/node "$1" >/dev/null ||
 		echo "install.sh: no $1" >&2
 }

@@ -26,6 +26,7 @@ struct discarded {
 	uint64_t overlay, successor;
 	struct stored stored; /* to adopt before the staging files go; may be empty */
 	bool awaited;         /* counts in `adopting` */
+	bool held;            /* not to be touched yet, nor what is behind it */
 };
 
 void cleaner_init(struct worktrees *trees)
@@ -45,32 +46,49 @@ static void discarded_free(struct discarded *item)
 	free(item);
 }
 
-void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor)
-{
-	struct stored none = {0};
-	overlay_discard_committed(trees, overlay, successor, &none);
-}
-
-void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64_t successor,
-                               struct stored *stored)
+struct discarded *overlay_retire(struct worktrees *trees, uint64_t overlay, uint64_t successor)
 {
 	if (overlay == 0 || overlay == successor)
-		return;
-	struct discarded *item = malloc(sizeof(*item));
+		return NULL;
+	struct discarded *item = calloc(1, sizeof(*item));
 	if (item == NULL)
-		return; /* found and deleted at the next opening */
-	*item = (struct discarded){NULL, overlay, successor, *stored, stored->count > 0};
-	*stored = (struct stored){0};
+		return NULL; /* found and deleted at the next opening */
+	item->overlay = overlay;
+	item->successor = successor;
+	item->held = true;
 	pthread_mutex_lock(&trees->cleaner_lock);
-	trees->adopting += item->awaited;
 	/* In this order: a successor that was itself discarded since still has its records, and its
 	 * own successor keeps what it kept. */
 	struct discarded **end = &trees->discarded;
 	while (*end != NULL)
 		end = &(*end)->next;
 	*end = item;
+	pthread_mutex_unlock(&trees->cleaner_lock);
+	return item;
+}
+
+void overlay_let_go(struct worktrees *trees, struct discarded *retired, struct stored *stored,
+                    bool keep_staging)
+{
+	if (retired == NULL)
+		return;
+	pthread_mutex_lock(&trees->cleaner_lock);
+	if (stored != NULL) {
+		retired->stored = *stored;
+		*stored = (struct stored){0};
+	}
+	if (keep_staging)
+		retired->successor = KEEP_STAGING;
+	retired->awaited = retired->stored.count > 0;
+	trees->adopting += retired->awaited;
+	retired->held = false;
 	pthread_cond_signal(&trees->cleaner_wake);
 	pthread_mutex_unlock(&trees->cleaner_lock);
+}
+
+void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor)
+{
+	overlay_let_go(trees, overlay_retire(trees, overlay, successor), NULL, false);
 }
 
 /* -- staging files that no record names any more -- */
@@ -289,6 +307,8 @@ static void *cleaner_main(void *context)
 	while (!trees->closing) {
 		adopt_awaited(trees);
 		struct discarded *item = trees->discarded;
+		if (item != NULL && item->held)
+			item = NULL; /* its owner tells when */
 		if (removed_due(trees)) {
 			pthread_mutex_unlock(&trees->cleaner_lock);
 			unlink_removed(trees, REMOVE_STEP);

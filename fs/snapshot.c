@@ -58,7 +58,8 @@ struct committing {
 	struct ref head;         /* empty: to be read */
 	struct contender contender;
 	int64_t attempt_started_ms;
-	uint64_t left, left_root; /* overlay of what stays uncommitted */
+	uint64_t left, left_root;  /* overlay of what stays uncommitted */
+	struct discarded *retired; /* what was uncommitted */
 	struct commit *made;
 	struct merge_side shown; /* made's tree */
 	struct counts {
@@ -704,12 +705,9 @@ static void finish(struct committing *committing, struct commit_result *ret_resu
 	if (observer.moved && !id_equal(&committing->shown.tree.id, &committing->built.tree.id))
 		observer.moved(observer.context, worktree_branch(committing->worktree),
 		               &committing->built.tree, &committing->shown.tree);
-	uint64_t overlay = committing->view.overlay;
-	if (stored_adopt(&committing->stored, committing->trees, ADOPT_NOW_FILES))
-		overlay_discard_committed(committing->trees, overlay, committing->left,
-		                          &committing->stored);
-	else
-		overlay_discard(committing->trees, overlay, committing->left);
+	bool more = stored_adopt(&committing->stored, committing->trees, ADOPT_NOW_FILES) > 0;
+	overlay_let_go(committing->trees, steal(&committing->retired),
+	               more ? &committing->stored : NULL, false);
 }
 
 static int commit_given_room(struct worktree *worktree, const struct commit_options *options,
@@ -734,8 +732,11 @@ static int commit_given_room(struct worktree *worktree, const struct commit_opti
 		error = build_at_rest(&committing);
 	if (!error) {
 		error = commit_built(&committing);
-		if (!error)
+		if (!error) {
 			stored_leave(&committing.stored, committing.trees, committing.left);
+			committing.retired = overlay_retire(
+			        committing.trees, committing.view.overlay, committing.left);
+		}
 		worktree_open_gate(worktree);
 	}
 	if (!error)

@@ -328,6 +328,7 @@ static int rebase(struct worktree *worktree, const struct worktree_view *view,
 	struct worktrees *trees = worktree->trees;
 	int64_t started_ms = clock_monotonic_ms();
 	uint64_t left = 0, root = 0;
+	struct discarded *retired = NULL;
 	int error = try_rebase(worktree, view, commit, true, &left, &root, message);
 	retry_after(worktree, clock_monotonic_ms() - started_ms);
 	if (error == -ERR_CONFLICT || worktree->epoch != view->epoch)
@@ -340,6 +341,8 @@ static int rebase(struct worktree *worktree, const struct worktree_view *view,
 	              : worktree_close_gate_within(worktree, GATE_WAIT_MS);
 	if (!error) {
 		error = rebase_closed(worktree, view, commit, &left, message);
+		if (!error)
+			retired = overlay_retire(trees, view->overlay, left);
 		worktree_open_gate(worktree);
 	}
 	if (error == -ERR_BUSY || error == -ERR_STALE || error == -ERR_CONFLICT)
@@ -348,8 +351,7 @@ static int rebase(struct worktree *worktree, const struct worktree_view *view,
 		return error;
 	clear_standing(worktree);
 	tell_moved(worktree, &view->base_tree, commit);
-	bool synced = state_sync(trees->state) == 0;
-	overlay_discard(trees, view->overlay, synced ? left : KEEP_STAGING);
+	overlay_let_go(trees, retired, NULL, state_sync(trees->state) != 0);
 	return 0;
 }
 

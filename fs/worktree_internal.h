@@ -269,12 +269,18 @@ static inline uint64_t overlay_new(struct worktrees *trees)
  * inodes name, except those that inodes of the same number in overlay `successor` (0: none) name
  * too. KEEP_STAGING: unlink none. Accepts overlay 0. */
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
-/* The same after a commit of it: first what is left to adopt of `stored` becomes cached blobs, in
- * the background. Until then it is read from the store like any committed file, but for the first
- * few thousand, which adopted_wait waits for. Takes *stored. */
+/* The same in two steps, for who has something to do first. Its place is behind what was discarded
+ * before: the successor's records are there until its turn comes, also when the successor is
+ * discarded before the second step. So both overlay_discard and this are called with the gate
+ * closed. NULL: nothing to discard, or no memory. */
+struct discarded *overlay_retire(struct worktrees *trees, uint64_t overlay, uint64_t successor);
+/* Goes on with it, before anything that was discarded since. After a commit of it first what is
+ * left to adopt of `stored` (may be NULL; it is taken) becomes cached blobs, in the background.
+ * Until then it is read from the store like any committed file, but for the first few thousand,
+ * which adopted_wait waits for. keep_staging: as KEEP_STAGING. Accepts NULL. */
 struct stored;
-void overlay_discard_committed(struct worktrees *trees, uint64_t overlay, uint64_t successor,
-                               struct stored *stored);
+void overlay_let_go(struct worktrees *trees, struct discarded *retired, struct stored *stored,
+                    bool keep_staging);
 /* stored_files.c; stops when is_closing says so. */
 void stored_adopt_rest(struct stored *stored, struct worktrees *trees,
                        bool (*is_closing)(struct worktrees *trees));

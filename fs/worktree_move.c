@@ -201,6 +201,7 @@ int worktree_move(struct worktree *worktree, const struct pointer *commit,
 	        .options = options,
 	        .message = &said,
 	};
+	struct discarded *retired = NULL;
 	int error = worktree_check_move(worktree, options->rights, &said);
 	if (!error)
 		error = commit_read(moving.trees->odb, commit, &moving.target, &said);
@@ -208,11 +209,13 @@ int worktree_move(struct worktree *worktree, const struct pointer *commit,
 		error = worktree_close_gate(worktree);
 	if (!error) {
 		error = move_closed(&moving);
+		if (!error)
+			retired = overlay_retire(moving.trees, moving.view.overlay, moving.left);
 		worktree_open_gate(worktree);
 	}
 	if (!error) {
 		tell_moved(&moving);
-		overlay_discard(moving.trees, moving.view.overlay, moving.left);
+		overlay_let_go(moving.trees, retired, NULL, false);
 	} else if (!said.text[0]) {
 		fail(message, error, "cannot move %s: %s", worktree_branch(worktree),
 		     error_text(error));

@@ -314,6 +314,65 @@ static void note_moved(void *context, const char *branch, const struct pointer *
 	moved->after = *after;
 }
 
+/* Until the cleaner has nothing to do, or is kept from it. */
+static void await_cleaner(struct worktrees *trees)
+{
+	bool idle = false;
+	for (int i = 0; i < 300 && !idle; i++) {
+		usleep(1000);
+		pthread_mutex_lock(&trees->cleaner_lock);
+		idle = trees->discarded == NULL;
+		pthread_mutex_unlock(&trees->cleaner_lock);
+	}
+	usleep(20000); /* the last one is off the list while it is cleaned */
+	staging_remove_now(trees);
+}
+
+static int commit_path(struct worktree *worktree, const char *path)
+{
+	struct commit_options options = commit_all();
+	struct commit_result result;
+	options.paths = &path;
+	options.path_count = 1;
+	return worktree_commit(worktree, &options, &result, NULL);
+}
+
+static void commit_again(void *context, const char *branch, const struct pointer *before,
+                         const struct pointer *after)
+{
+	struct worktree *worktree = context;
+	check(put(worktree, "again", "again"));
+	check(commit_path(worktree, "again"));
+	await_cleaner(worktree->trees);
+}
+
+/* A second commit comes before the first one has given up what it replaced. */
+static void test_commit__what_stays_uncommitted_outlives_the_next_commit(void **state)
+{
+	struct fixture a, b;
+	fixture_new(&a);
+	second_lake(&a, &b);
+	struct worktree *here = get(&a, "main"), *there = get(&b, "main");
+	check(put(there, "stays", "uncommitted"));
+	check(put(there, "goes", "committed"));
+	check(put(here, "other", "a"));
+	check(commit(here)); /* so that the commit below is told of as a move */
+	worktrees_observe(b.trees,
+	                  &(struct worktree_observer){.context = there, .moved = commit_again});
+	check(commit_path(there, "goes"));
+	worktrees_observe(b.trees, &(struct worktree_observer){0});
+	await_cleaner(b.trees);
+	assert_changes(there, "added stays\n");
+	assert_file(&b, there, "stays", "uncommitted");
+	assert_file(&b, there, "again", "again");
+	check(commit(there));
+	assert_file(&b, there, "stays", "uncommitted");
+	worktree_unref(here);
+	worktree_unref(there);
+	fixture_end(&b);
+	fixture_end(&a);
+}
+
 static void note_conflicted(void *context, const char *path)
 {
 	names_add(context, path);
@@ -862,6 +921,7 @@ int main(void)
 	        cmocka_unit_test(test_commit__paths),
 	        cmocka_unit_test(test_commit__one_of_two_links),
 	        cmocka_unit_test(test_commit__rebased),
+	        cmocka_unit_test(test_commit__what_stays_uncommitted_outlives_the_next_commit),
 	        cmocka_unit_test(test_commit__paths_rebased),
 	        cmocka_unit_test(test_commit__race),
 	        cmocka_unit_test(test_commit__while_others_write),

@@ -240,14 +240,26 @@ static int state_truncate(struct open_state *state, uint64_t size, struct messag
 	return state->data ? file_data_truncate(state->data, size, message) : error_system(EIO);
 }
 
+/* Where the content of a file without a name is; 0: it is committed, or this is a former version.
+ */
+static uint64_t orphan_staging(struct vfs *vfs, const struct node *node)
+{
+	nodes_lock(vfs->nodes);
+	uint64_t staging = node->orphan ? node->orphan->staging : 0;
+	nodes_unlock(vfs->nodes);
+	return staging;
+}
+
 static int orphan_write_state(struct vfs *vfs, struct node *node, struct open_state *state,
                               bool truncate, struct message *message)
 {
 	int result = read_state(vfs, node, state, message);
 	if (result < 0)
 		return result;
-	if (!state->staging)
-		return -ERR_STALE; /* old committed content: never written to */
+	/* What the state was opened on may have been committed since, and be a cached copy now: it
+	 * is never written to. */
+	if (!state->staging || state->staging != orphan_staging(vfs, node))
+		return -ERR_STALE;
 	return truncate ? state_truncate(state, 0, message) : 0;
 }
 

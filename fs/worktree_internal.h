@@ -271,8 +271,8 @@ static inline uint64_t overlay_new(struct worktrees *trees)
 void overlay_discard(struct worktrees *trees, uint64_t overlay, uint64_t successor);
 /* The same in two steps, for who has something to do first. Its place is behind what was discarded
  * before: the successor's records are there until its turn comes, also when the successor is
- * discarded before the second step. So both overlay_discard and this are called with the gate
- * closed. NULL: nothing to discard, or no memory. */
+ * discarded before the second step. So who goes on with a successor calls overlay_discard or this
+ * with the gate closed. NULL: nothing to discard, or no memory. */
 struct discarded *overlay_retire(struct worktrees *trees, uint64_t overlay, uint64_t successor);
 /* Goes on with it, before anything that was discarded since. After a commit of it first what is
  * left to adopt of `stored` (may be NULL; it is taken) becomes cached blobs, in the background.

@@ -97,7 +97,10 @@ int command_commit_run(struct command *command)
 
 	int error = command_worktree(command, "branch", &worktree);
 	if (!error)
-		error = argument_required(command, "message", &text);
+		error = argument_string(command, "message", &text);
+	if (!error && (!text || !*text))
+		error = fail(command->message, -ERR_INVALID,
+		             "commit needs a message: lakectl commit [BRANCH] -m MESSAGE");
 	if (!error)
 		error = argument_paths(command, "paths", &paths);
 	if (!error)

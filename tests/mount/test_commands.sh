@@ -20,6 +20,7 @@ check "--json after the command" equal "$(lakectl log -n 1 --json | json 'd["com
 check "log --json has meta" equal "$(lakectl --json log -n 1 | json 'd["commits"][0]["meta"]["run"]')" 7
 check "meta does not drive the terminal, whatever its key" bash -c "lakectl log -n 1 | grep -q 'path: ' && ! lakectl log -n 1 | grep -q \$'\\e'"
 check_exit 2 "commit without message" lakectl commit
+check "says how to give one" contains "lakectl commit [BRANCH] -m MESSAGE" "$scratch/out"
 check_exit 2 "commit with nothing changed" lakectl commit -m again
 check "commit --allow-empty" lakectl commit -m empty --allow-empty
 check "show" bash -c 'lakectl show main~1 | grep -q "A  orders/a.csv"'

@@ -181,6 +181,14 @@ static void measure_shift(struct replay *replay)
 		replay->shift = way / periods;
 }
 
+/* Where guess `number` begins, by what is known now. */
+static int64_t expected(const struct replay *replay, uint64_t number)
+{
+	const struct replay_place *place = &replay->places[number % replay->place_count];
+	int64_t period = 1 + (int64_t)(number / replay->place_count);
+	return place->anchor + (period - place->period) * replay->shift;
+}
+
 static void was_right(struct replay *replay, const struct replay_guess *guess, uint64_t start)
 {
 	struct replay_place *place = &replay->places[guess->number % replay->place_count];
@@ -193,6 +201,8 @@ static void was_right(struct replay *replay, const struct replay_guess *guess, u
 	replay->proven++;
 	replay->strays = 0;
 	measure_shift(replay);
+	for (size_t i = 0; i < replay->guess_count; i++)
+		replay->guesses[i].start = expected(replay, replay->guesses[i].number);
 }
 
 /* Index of the one that a run which begins so fulfils; guess_count: none. */
@@ -203,7 +213,8 @@ static size_t find_guess(const struct replay *replay, uint64_t start, uint64_t e
 	for (size_t i = 0; i < replay->guess_count; i++) {
 		const struct replay_guess *guess = &replay->guesses[i];
 		uint64_t off = magnitude((int64_t)start - guess->start);
-		bool within = (int64_t)start < guess->end && (int64_t)end > guess->start;
+		bool within = (int64_t)start < guess->start + (int64_t)guess->length &&
+		              (int64_t)end > guess->start;
 		if ((within || off <= NEAR_BYTES) && off < least) {
 			least = off;
 			found = i;
@@ -256,32 +267,72 @@ bool replay_read(struct replay *replay, uint64_t start, uint64_t end)
 	return false;
 }
 
+/* Of a bell curve five sixths are within one and a half average deviations; of the others most are
+ * saved by the rounding to chunks. */
+static int64_t margin_of(const struct replay *replay)
+{
+	uint64_t spread = replay->spread < SPREAD_MAX ? replay->spread : SPREAD_MAX;
+	int64_t margin = (int64_t)(spread + spread / 2);
+	return margin < MARGIN_MIN ? MARGIN_MIN : margin;
+}
+
+static bool grant(int64_t from, int64_t to, uint64_t size, uint64_t bytes_max,
+                  struct extent *ret_range)
+{
+	from = from < 0 ? 0 : from;
+	to = to > (int64_t)size ? (int64_t)size : to;
+	if (to <= from || (uint64_t)(to - from) > bytes_max)
+		return false;
+	*ret_range = (struct extent){(uint64_t)from, (uint64_t)to};
+	return true;
+}
+
+/* A guess of several periods ahead is the farther off the less was known then of the shift: what it
+ * lacks by now, one end at a time. */
+static bool next_correction(struct replay *replay, uint64_t size, uint64_t bytes_max,
+                            struct extent *ret_range)
+{
+	int64_t margin = margin_of(replay), least = margin / 2;
+	for (size_t i = 0; i < replay->guess_count; i++) {
+		struct replay_guess *guess = &replay->guesses[i];
+		int64_t end = guess->start + (int64_t)guess->length;
+		if (guess->start - least < guess->from &&
+		    grant(guess->start - margin, guess->from, size, bytes_max, ret_range)) {
+			guess->from = guess->start - margin;
+			return true;
+		}
+		if (end + least > guess->to &&
+		    grant(guess->to, end + margin, size, bytes_max, ret_range)) {
+			guess->to = end + margin;
+			return true;
+		}
+	}
+	return false;
+}
+
 bool replay_next(struct replay *replay, uint64_t size, uint64_t bytes_max, struct extent *ret_range)
 {
 	uint64_t most = replay->proven * 2;
-	if (!replay->place_count || replay->strays ||
-	    replay->guess_count >= (most < OUTSTANDING_MAX ? most : OUTSTANDING_MAX))
+	if (!replay->place_count || replay->strays)
+		return false;
+	if (next_correction(replay, size, bytes_max, ret_range))
+		return true;
+	if (replay->guess_count >= (most < OUTSTANDING_MAX ? most : OUTSTANDING_MAX))
 		return false;
 	struct replay_place *place = &replay->places[replay->next % replay->place_count];
 	uint64_t length = length_of(replay, place->run);
 	place->length = length > place->length ? length : (place->length * 7 + length) / 8;
 	length = place->length < LENGTH_MAX ? place->length : LENGTH_MAX;
-	int64_t period = 1 + (int64_t)(replay->next / replay->place_count);
-	int64_t start = place->anchor + (period - place->period) * replay->shift;
-	/* Of a bell curve five sixths are within one and a half average deviations; of the others
-	 * most are saved by the rounding to chunks. */
-	uint64_t spread = replay->spread < SPREAD_MAX ? replay->spread : SPREAD_MAX;
-	int64_t margin = (int64_t)(spread + spread / 2);
-	if (margin < MARGIN_MIN)
-		margin = MARGIN_MIN;
-	int64_t from = start - margin, to = start + (int64_t)length + margin;
-	from = from < 0 ? 0 : from;
-	to = to > (int64_t)size ? (int64_t)size : to;
-	if (to <= from || (uint64_t)(to - from) > bytes_max)
+	int64_t start = expected(replay, replay->next), margin = margin_of(replay);
+	struct replay_guess guess = {.start = start,
+	                             .length = length,
+	                             .from = start - margin,
+	                             .to = start + (int64_t)length + margin,
+	                             .number = replay->next};
+	if (!grant(guess.from, guess.to, size, bytes_max, ret_range))
 		return false;
-	replay->guesses[replay->guess_count++] = (struct replay_guess){
-	        .start = start, .end = start + (int64_t)length, .number = replay->next++};
-	*ret_range = (struct extent){(uint64_t)from, (uint64_t)to};
+	replay->guesses[replay->guess_count++] = guess;
+	replay->next++;
 	return true;
 }
 

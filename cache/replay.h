@@ -31,8 +31,10 @@ struct replay_place {
 
 /* Asked for, not read yet. */
 struct replay_guess {
-	int64_t start, end; /* without margin */
-	uint64_t number;    /* they count on over places, then periods */
+	int64_t start;    /* where it is expected by now */
+	uint64_t length;  /* both without margin */
+	int64_t from, to; /* what was asked for */
+	uint64_t number;  /* they count on over places, then periods */
 };
 
 struct replay {

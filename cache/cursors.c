@@ -19,8 +19,11 @@
 #define GAP_BYTES_MAX ((uint64_t)1 << 20)
 #define BACK_BYTES_MAX ((uint64_t)2 << 20) /* the kernel's reads overtake each other by so much */
 #define STEADY_BYTES ((uint64_t)16 << 20)  /* a cursor that went on for so long will go on */
-#define CREDIT_REPLAY ((uint64_t)1 << 20)  /* when reads come again for the first time */
-#define REPLAY_PROVEN 4                    /* guesses: then they earn as steady reading does */
+#define USUAL_RUNS 8
+#define USUAL_RUNS_MIN 3
+#define RUN_OVER_READS 8                  /* elsewhere since then */
+#define CREDIT_REPLAY ((uint64_t)1 << 20) /* when reads come again for the first time */
+#define REPLAY_PROVEN 4                   /* guesses: then they earn as steady reading does */
 
 int cursors_new(struct cursors **ret_cursors)
 {
@@ -115,6 +118,46 @@ static void go_on(struct cursor *cursor, const struct cursors_read *read)
 	}
 }
 
+/* How far the last runs went on, on average, if most were of several reads: the next will be like
+ * them, as the column chunks of a row group are. 0: nobody knows. */
+static uint64_t usual_run(const struct cursors *cursors)
+{
+	uint64_t before = UINT64_MAX, sum = 0;
+	unsigned runs = 0, continued = 0;
+	while (runs < USUAL_RUNS) {
+		const struct cursor *last = NULL;
+		for (size_t i = 0; i < cursors->count; i++) {
+			const struct cursor *item = &cursors->items[i];
+			if (item->used < before && (!last || item->used > last->used))
+				last = item;
+		}
+		if (!last)
+			break;
+		before = last->used;
+		if (cursors->clock - last->used < RUN_OVER_READS)
+			continue;
+		runs++;
+		continued += last->continued;
+		sum += last->continued ? last->run : 0;
+	}
+	return continued >= USUAL_RUNS_MIN && continued * 4 >= runs * 3 ? sum / continued : 0;
+}
+
+/* How much is to be ahead of the cursor; 0: nothing. */
+static uint64_t window_of(const struct cursors *cursors, const struct cursor *cursor)
+{
+	if (cursor->at_start && cursor->run >= START_READ_BYTES)
+		return larger(cursor->run * 16, WINDOW_BYTES_MIN);
+	uint64_t usual = usual_run(cursors);
+	uint64_t left = usual - smaller(usual, cursor->run);
+	if (!cursor->continued)
+		return left < AHEAD_BYTES_MIN ? 0 : left;
+	uint64_t window = cursor->run * 2;
+	if (cursor->run < usual * 2)
+		window = smaller(window, larger(left, usual / 4));
+	return larger(window, WINDOW_BYTES_MIN);
+}
+
 /* What may be fetched in vain for these bytes read: three quarters of them; all, for who goes on
  * steadily; the double, for a file that is read from its beginning, or as it was before. */
 static uint64_t earn(const struct cursors *cursors, const struct cursor *cursor, uint64_t bytes)
@@ -150,13 +193,11 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		cursors->credit += CREDIT_REPLAY;
 	}
 	cursors->credit = smaller(cursors->credit, larger(read->window_max, CREDIT_FIRST));
-	if ((!cursor->continued && !large_start) || !read->window_max ||
-	    replay_expects(&cursors->replay, read->end))
+	uint64_t window = smaller(window_of(cursors, cursor), read->window_max);
+	if (!window || replay_expects(&cursors->replay, read->end))
 		return used;
 
 	uint64_t from = larger(cursor->ahead, cursor->at);
-	uint64_t window = cursor->run * (cursor->at_start ? 16 : 2);
-	window = smaller(larger(window, WINDOW_BYTES_MIN), read->window_max);
 	uint64_t enough = larger(window / 2, window - smaller(window, ASK_BYTES));
 	if (from - cursor->at > enough || from >= read->size)
 		return used;

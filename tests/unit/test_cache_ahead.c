@@ -42,6 +42,55 @@ static void each_cursor_grows_by_itself(void **state)
 	cursors_free(cursors);
 }
 
+/* A run of reads of 128 KiB. What was fetched ahead of its second read, and how far beyond its end.
+ */
+struct ran {
+	uint64_t first, beyond;
+};
+static struct ran run_on(struct cursors *cursors, uint64_t start, unsigned reads)
+{
+	struct ran ran = {0};
+	uint64_t end = start + reads * 128 * KIB, furthest = end;
+	for (unsigned i = 0; i < reads; i++) {
+		struct extent ahead = read_at(cursors, start + i * 128 * KIB, 128 * KIB);
+		if (i == 0)
+			ran.first = ahead.end - ahead.start;
+		if (ahead.end > furthest)
+			furthest = ahead.end;
+	}
+	ran.beyond = furthest - end;
+	return ran;
+}
+
+static void runs_are_expected_to_be_as_long_as_the_last(void **state)
+{
+	struct cursors *cursors;
+	assert_int_equal(cursors_new(&cursors), 0);
+	uint64_t at = (uint64_t)1 << 30, beyond = 0, seed = random_u64();
+	print_message("seed %llu\n", (unsigned long long)seed);
+	srand48((long)seed);
+	/* In no order that would be recognized. */
+	for (unsigned i = 0; i < 20; i++, at += 64 * MIB + (uint64_t)lrand48() % (1024 * MIB)) {
+		struct ran ran = run_on(cursors, at, 12);
+		if (i < 3)
+			assert_int_equal(ran.first, 0);
+		if (i < 8)
+			continue;
+		assert_in_range(ran.first, 1 * MIB, 12 * 128 * KIB);
+		beyond += ran.beyond;
+	}
+	assert_true(beyond <= 12 * 512 * KIB);
+	/* One that is longer is not held back for long. */
+	struct ran ran = run_on(cursors, at, 512);
+	assert_true(ran.first > 0);
+	assert_true(cursors->items[20].ahead - cursors->items[20].at >= 8 * MIB);
+	/* Single reads go on nowhere. */
+	for (unsigned i = 0; i < 20; i++, at += 64 * MIB + (uint64_t)lrand48() % (1024 * MIB))
+		ran = run_on(cursors, at + ((uint64_t)1 << 30), 1);
+	assert_int_equal(ran.first, 0);
+	cursors_free(cursors);
+}
+
 static void reads_that_overtake_each_other_are_one_cursor(void **state)
 {
 	struct cursors *cursors;
@@ -440,6 +489,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	        cmocka_unit_test(each_cursor_grows_by_itself),
+	        cmocka_unit_test(runs_are_expected_to_be_as_long_as_the_last),
 	        cmocka_unit_test(reads_that_overtake_each_other_are_one_cursor),
 	        cmocka_unit_test(waste_is_bounded_for_any_reader),
 	        TEST(reading_on_is_fetched_ahead),

@@ -36,7 +36,7 @@ FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c
 ASAN := build/sanitize-address-undefined
 TSAN := build/sanitize-thread
 # Unit tests whose modules run threads: these also run under ThreadSanitizer.
-THREADED := test_thread test_odb test_packer test_pack_window test_cache test_cache_files test_cache_ahead test_state test_worktree test_file_data \
+THREADED := test_thread test_odb test_packer test_pack_window test_cache test_cache_files test_cache_ahead test_cache_columns test_state test_worktree test_file_data \
 	test_snapshot test_follow test_known test_program test_rules test_vfs test_vfs_ahead test_object test_s3_store test_s3_credentials test_webhook
 # Tests of a mount that many clients use at once: these run once more with programs under ThreadSanitizer.
 RACING := tests/mount/test_stress.py tests/mount/test_fsstress.py tests/mount/test_protect.py tests/fault/test_hosts.py

@@ -37,8 +37,10 @@ int cursors_new(struct cursors **ret_cursors)
 
 void cursors_free(struct cursors *cursors)
 {
-	if (cursors)
-		extents_release(&cursors->unread);
+	if (!cursors)
+		return;
+	columns_free(cursors->columns);
+	extents_release(&cursors->unread);
 	free(cursors);
 }
 
@@ -163,7 +165,8 @@ static uint64_t window_of(const struct cursors *cursors, const struct cursor *cu
 static uint64_t earn(const struct cursors *cursors, const struct cursor *cursor, uint64_t bytes)
 {
 	bool replays = cursors->replay.place_count && cursors->replay.proven >= REPLAY_PROVEN;
-	if ((cursor->at_start && cursor->continued) || replays)
+	bool foreseen = replays || (cursors->columns && columns_proven(cursors->columns));
+	if ((cursor->at_start && cursor->continued) || foreseen)
 		return 2 * bytes;
 	return cursor->run >= STEADY_BYTES ? bytes : bytes - bytes / 4;
 }
@@ -187,6 +190,7 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		cursors->credit += CREDIT_START;
 	}
 	replay_read(&cursors->replay, read->start, read->end);
+	bool in_column = cursors->columns && columns_read(cursors->columns, read->start, read->end);
 	cursors->credit += used + earn(cursors, cursor, used + read->missing);
 	if (cursors->replay.place_count && !cursors->replayed) {
 		cursors->replayed = true;
@@ -194,7 +198,7 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 	}
 	cursors->credit = smaller(cursors->credit, larger(read->window_max, CREDIT_FIRST));
 	uint64_t window = smaller(window_of(cursors, cursor), read->window_max);
-	if (!window || replay_expects(&cursors->replay, read->end))
+	if (!window || in_column || replay_expects(&cursors->replay, read->end))
 		return used;
 
 	uint64_t from = larger(cursor->ahead, cursor->at);
@@ -218,10 +222,18 @@ bool cursors_replay(struct cursors *cursors, const struct cursors_read *read,
                     struct extent *ret_ahead)
 {
 	uint64_t most = smaller(cursors->credit, read->window_max);
-	if (!replay_next(&cursors->replay, read->size, most, ret_ahead))
+	bool more = cursors->columns ? columns_next(cursors->columns, most, ret_ahead)
+	                             : replay_next(&cursors->replay, read->size, most, ret_ahead);
+	if (!more)
 		return false;
 	cursors->credit -= ret_ahead->end - ret_ahead->start;
 	return true;
+}
+
+void cursors_know_columns(struct cursors *cursors, struct columns *columns)
+{
+	columns_free(cursors->columns);
+	cursors->columns = columns;
 }
 
 void cursors_refund(struct cursors *cursors, uint64_t bytes)
@@ -239,6 +251,8 @@ void cursors_withdraw(struct cursors *cursors, uint64_t start, uint64_t end)
 {
 	if (extents_reserve(&cursors->unread, 1) == 0)
 		cursors->credit += extents_remove(&cursors->unread, start, end);
+	if (cursors->columns)
+		columns_withdraw(cursors->columns, start, end);
 	for (size_t i = 0; i < cursors->count; i++) {
 		struct cursor *cursor = &cursors->items[i];
 		if (cursor->ahead > start && cursor->at < end)

@@ -5,13 +5,15 @@
  * once. Each place that reads go on from is a cursor; a read that goes on nowhere is a new cursor
  * and fetches nothing ahead. What may be fetched ahead in vain is bounded for the whole blob,
  * whatever its readers do: by credit, which reading earns and fetching ahead spends. Reads that
- * come again elsewhere in the file (cache/replay.h) are fetched ahead on the same credit.
+ * come again elsewhere in the file (cache/replay.h), and the columns that are read of one whose
+ * layout is known (cache/columns.h), are fetched ahead on the same credit.
  *
  * Pure: no locks (the owner's), no I/O, no blob.
  */
 #ifndef CACHE_CURSORS_H
 #define CACHE_CURSORS_H
 
+#include "cache/columns.h"
 #include "cache/extents.h"
 #include "cache/replay.h"
 
@@ -37,7 +39,9 @@ struct cursors {
 	bool started;    /* the credit for reading a file from its start was given */
 	bool replayed;   /* and that for the first reads that came again */
 	struct replay replay;
-	struct extents unread; /* asked to be fetched ahead, not read since */
+	struct columns *columns; /* or NULL: not known. in place of windows and replay */
+	bool asked_columns;      /* somebody finds out, or did */
+	struct extents unread;   /* asked to be fetched ahead, not read since */
 };
 
 int cursors_new(struct cursors **ret_cursors);
@@ -53,7 +57,10 @@ struct cursors_read {
  * now (empty: nothing), already paid for. */
 uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
                       struct extent *ret_ahead);
-/* After a read, until it is false: one more range to fetch ahead, because reads come again. */
+/* Where the file's column chunks lie, from now on; taken, NULL too. */
+void cursors_know_columns(struct cursors *cursors, struct columns *columns);
+/* After a read, until it is false: one more range to fetch ahead, because reads come again or it is
+ * of a column that is wanted. */
 bool cursors_replay(struct cursors *cursors, const struct cursors_read *read,
                     struct extent *ret_ahead);
 /* `bytes` of what was to be fetched ahead were here already: give them back. */

@@ -537,11 +537,13 @@ int job_run(struct job *job, struct message *message)
 {
 	struct blob *blob = job->blob;
 	struct message why = {.text[0] = '\0'};
-	if (job->kind == JOB_PLAN || job->kind == JOB_LISTS) {
+	if (job->kind == JOB_PLAN || job->kind == JOB_LISTS || job->kind == JOB_FOOTER) {
 		if (job->kind == JOB_PLAN)
 			run_plan(job);
-		else
+		else if (job->kind == JOB_LISTS)
 			read_lists(job);
+		else
+			footer_read(blob);
 		job_end(job);
 		return 0;
 	}
@@ -567,6 +569,9 @@ void job_abandon(struct job *job)
 	pthread_mutex_lock(&blob->lock);
 	if (job->kind == JOB_LISTS) {
 		blob->listed = false;
+	} else if (job->kind == JOB_FOOTER) {
+		if (blob->cursors)
+			blob->cursors->asked_columns = false;
 	} else if (job->kind != JOB_PLAN) {
 		DL_DELETE2(blob->jobs, job, previous, following);
 		withdraw(job);
@@ -722,6 +727,16 @@ static void list_ahead(struct blob *blob, struct job **jobs)
 	for (uint64_t at = 0; at < most; at += part)
 		append_range(blob, JOB_LISTS,
 		             (struct extent){at, at + part < most ? at + part : most}, jobs);
+}
+
+/* Locked. Who reads a file's end is about to read columns, and who opens it next knows that end. */
+static void look_for_columns(struct blob *blob, uint64_t end, struct job **jobs)
+{
+	if (blob->cursors->asked_columns || blob->size <= blob->cache->whole_file_bytes ||
+	    (end < blob->size && !is_here(blob, blob->size - 1, blob->size)))
+		return;
+	blob->cursors->asked_columns = true;
+	append_range(blob, JOB_FOOTER, (struct extent){end, end}, jobs);
 }
 
 /* -- reading -- */
@@ -881,6 +896,7 @@ static void note_read(struct blob *blob, uint64_t start, uint64_t end, struct jo
 	while (cursors_replay(blob->cursors, &read, &ahead))
 		append_range(blob, JOB_PLAN, ahead, plans);
 	list_ahead(blob, plans);
+	look_for_columns(blob, end, plans);
 }
 
 int blob_ensure(struct blob *blob, uint64_t offset, uint64_t length, struct message *message)

@@ -7,6 +7,8 @@
  *   pool.c     the threads that run jobs, in which order, in how much memory
  *   cursors.c  how far ahead of its readers to fetch
  *   replay.c   reads that come again elsewhere in a file
+ *   columns.c  the columns that are read of a file
+ *   footer.c   where a file says that its columns are
  *   evict.c    recency, the bound, making room
  *   durable.c  recent/ -> blobs/ once synced, and what may be trusted on opening
  *   verify.c   checking local files against their ids
@@ -63,13 +65,15 @@
 struct pool;
 
 /* Something to fetch by one request: pieces of a blob, claimed by nobody else. Or (only a
- * range) a plan: to find out what must be fetched ahead there, and claim that; or lists. */
+ * range) a plan: to find out what must be fetched ahead there, and claim that; or lists; or a
+ * footer. */
 enum job_kind {
 	JOB_DEMAND, /* somebody waits for it */
 	JOB_PLAN,
-	JOB_LISTS, /* to read where a range's chunks are, before anybody comes there */
-	JOB_AHEAD, /* a reader may come there */
-	JOB_BULK,  /* for somebody who wants all of the file */
+	JOB_LISTS,  /* to read where a range's chunks are, before anybody comes there */
+	JOB_FOOTER, /* to read where the file's columns are, once somebody has read its end */
+	JOB_AHEAD,  /* a reader may come there */
+	JOB_BULK,   /* for somebody who wants all of the file */
 };
 struct job {
 	struct blob *blob; /* with a reference */
@@ -228,6 +232,10 @@ int fetch_range(struct blob *blob, uint64_t start, uint64_t end, struct message 
 int job_run(struct job *job, struct message *message);
 /* Give up one that was taken out of the queue: nobody has it claimed any more. */
 void job_abandon(struct job *job);
+
+/* -- footer.c -- */
+/* Have the cursors know the file's columns, if its end tells of any. By a thread of the pool. */
+void footer_read(struct blob *blob);
 
 /* Fetching ahead failed: not again at once. */
 void ahead_pause(struct cache *cache);

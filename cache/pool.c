@@ -1,11 +1,11 @@
 /*
  * pool.c — hides which job runs when, on which thread, and in how much memory.
  *
- * Three queues: what readers wait for, plans (and lists), and what is fetched ahead. Threads take
- * from them in this order; they are made when there is work and nobody idle. A reader does not
- * depend on them: it takes its own jobs out of the queue and runs them itself while it would else
- * wait. So the store may keep every thread of the pool waiting without making a reader wait longer
- * than its own bytes take.
+ * Three queues: what readers wait for, plans (lists and footers, too), and what is fetched ahead.
+ * Threads take from them in this order; they are made when there is work and nobody idle. A reader
+ * does not depend on them: it takes its own jobs out of the queue and runs them itself while it
+ * would else wait. So the store may keep every thread of the pool waiting without making a reader
+ * wait longer than its own bytes take.
  *
  * The budget counts the memory of jobs that run, and of jobs queued to fetch ahead, which get
  * theirs when they are made: at most AHEAD_PART of it. A reader's job takes its share when it
@@ -45,7 +45,7 @@ static int queue_of(const struct job *job)
 {
 	if (job->kind == JOB_DEMAND)
 		return QUEUE_DEMAND;
-	return job->kind == JOB_PLAN || job->kind == JOB_LISTS ? QUEUE_PLAN : QUEUE_AHEAD;
+	return job->kind == JOB_AHEAD || job->kind == JOB_BULK ? QUEUE_AHEAD : QUEUE_PLAN;
 }
 
 /* Locked. */

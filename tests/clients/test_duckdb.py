@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from clients import both_ways, published
-from lake import VEGA, Lake, Tests
+from lake import VEGA, Clone, Lake, Tests
 
 tests = Tests()
 try:
@@ -71,6 +71,22 @@ def globs_over_branches(lake):
                            f" from read_parquet('{lake.mountpoint}/{pattern}', filename = true) group by 1 order by 1").fetchall()
         assert found == [("dev", 6), ("main", 6), ("third", 6)], (pattern, found)
     lake.ctl("branch", "delete", "third")
+
+
+def columns_cold(lake):
+    """Another host reads two of ten columns of a large file: most of them is foreseen, and most of the rest stays away."""
+    table = lake / "dev" / "wide.parquet"
+    columns = ", ".join(f"(random() * 1e15)::bigint c{i}" for i in range(10))
+    duckdb.sql(f"copy (select {columns} from range(600000)) to '{table}' (format parquet, row_group_size 30720)")
+    query = "select sum(c3), max(c7) from '{}/wide.parquet'"
+    revision = published(lake, "dev", lambda place: one(query.format(place)))
+    wanted, size = one(query.format(revision)), os.path.getsize(table)
+    with Clone(lake, *lake.options) as other:
+        assert one(query.format(other / "main")) == wanted
+        stats = other.ctl("stats")
+        fetched, foreseen = stats["cache_fetched_bytes_total"], stats["cache_ahead_used_bytes_total"]
+    assert fetched < size / 2, (fetched, size)
+    assert foreseen > size / 5 / 2, (foreseen, size)
 
 
 def copy_from(lake):
@@ -207,6 +223,8 @@ with Lake() as lake:
         lake.ctl("commit", "main", "-m", "smaller")
         with duckdb.connect(str(lake / "@main~1" / "shop.duckdb"), read_only=True) as db:
             assert db.sql("select count(*) from t").fetchall()[0] == (200000,)
+    with tests.case("two columns of ten, cold"):
+        columns_cold(lake)
     with tests.case("everything again after a remount"):
         lake.umount()
         shutil.rmtree(lake.directory / "cache", ignore_errors=True)

@@ -37,11 +37,13 @@ class Counts:
         self.place = place
         self.seconds, self.requests, self.kinds = {}, {}, {}
 
-    def timed(self, what, count, work):
+    def timed(self, what, count, work, settle=0):
+        """`settle`: seconds in which requests count as well that nobody waited for."""
         self.place.counted.reset()
         start = time.perf_counter()
         result = work()
         self.seconds.setdefault((what, count), []).append(time.perf_counter() - start)
+        time.sleep(settle)
         kinds, _ = self.place.counted.counted()
         self.requests.setdefault((what, count), []).append(sum(kinds.values()))
         self.kinds[what, count] = kinds
@@ -80,7 +82,7 @@ def one_size(place, counts, count):
         build(place, prefix, count)
     lake = counts.timed("clone", count, lambda: place.lake(prefix, endpoint=place.counted.endpoint, refresh_ms=5000))
     try:
-        counts.timed("mount until it answers", count, lake.mount)
+        counts.timed("mount until it answers", count, lake.mount, settle=0.5)
         names = counts.timed("first ls of 1,000 names", count, lambda: os.listdir(lake.path("main", "d0000")))
         if len(names) != 1000:
             raise Failed(f"the listing has {len(names)} names")

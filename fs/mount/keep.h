@@ -28,7 +28,7 @@ enum keep_kind {
 	KEEP_NODE,      /* fs/mount/nodes.c */
 	KEEP_SCOPE,     /* fs/mount/nodes.c */
 	KEEP_ORPHAN,    /* fs/mount/nodes.c */
-	KEEP_OPEN,      /* fs/mount/vfs_open.c */
+	KEEP_OPEN,      /* fs/mount/vfs_state.c */
 	KEEP_FILE,      /* fs/mount/vfs_open.c */
 	KEEP_DIRECTORY, /* fs/mount/vfs_list.c */
 	KEEP_REQUEST,   /* fs/mount/vfs_again.c */

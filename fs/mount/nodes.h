@@ -72,7 +72,7 @@ struct node {
 	uint64_t number;
 	uint64_t tag;            /* files: first bytes of the committed content's id, else 0 */
 	struct pointer *tree;    /* directories: owned, NULL while number != 0 */
-	struct open_state *open; /* the open locks' (fs/mount/vfs_open.c); NULL: not open */
+	struct open_state *open; /* the open locks' (fs/mount/vfs_state.c); NULL: not open */
 	struct inode *orphan;    /* [table] its record once its last name is gone; owned */
 	/* [table] In the keep; NULL without one. `kept_more`: a view's commit, an orphan's record.
 	 */

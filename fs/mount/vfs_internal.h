@@ -108,7 +108,7 @@ int node_writable(const struct node *node);
 int gate_enter(const struct node *node);
 void gate_leave(const struct node *node);
 
-/* -- vfs_open.c -- */
+/* -- vfs_state.c -- */
 struct open_state {
 	bool busy;      /* one thread is at work on it, and may wait for the disk or the store */
 	bool mode_told; /* `privileged` was, since the state is busy */
@@ -121,6 +121,36 @@ struct open_state {
 	_Atomic(bool) copied_up; /* ... by an open, and the record may not be durable yet */
 	struct inode inode;      /* as of the last open: what a detached node still shows */
 };
+/* Exclusive use of the node's open state, across I/O. Makes it when missing. */
+int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state);
+void open_end(struct vfs *vfs, struct node *node);
+/* Between these two: have the node open on what it leads to now, for one more handle. -ERR_STALE:
+ * the path is to be looked up again. For writing, *ret_number is counted in worktree_writer, if it
+ * is not 0. */
+int state_for_reading(struct vfs *vfs, struct node *node, struct open_state *state,
+                      struct message *message);
+int state_for_writing(struct vfs *vfs, struct node *node, struct open_state *state, bool truncate,
+                      uint64_t *ret_number, struct message *message);
+/* Of a state that nobody has a handle of: takes over data and *inode. */
+void state_fill(struct vfs *vfs, const struct node *node, struct open_state *state,
+                struct file_data *data, struct inode *inode);
+int state_truncate(struct open_state *state, uint64_t size, struct message *message);
+int data_open(struct vfs *vfs, const struct inode *inode, struct file_data **ret_data,
+              struct message *message);
+/* The record that a detached node had when it was opened last, with its present size. */
+int open_frozen(struct vfs *vfs, struct node *node, struct inode *ret_inode, struct stat *ret_stat);
+struct vfs_file;
+/* Truncate by node. */
+int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uint64_t size,
+                  struct message *message);
+bool open_is_open(struct vfs *vfs, struct node *node);
+void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode);
+/* As a predecessor kept it. The node has its scope. */
+int open_restore(struct vfs *vfs, struct kept_open *kept);
+/* What open_restore made and no handle came to share. */
+void open_unshared(struct vfs *vfs, const struct kept_open *kept);
+
+/* -- vfs_open.c -- */
 /* A handle. */
 struct vfs_file {
 	uint64_t handle;
@@ -138,26 +168,12 @@ struct vfs_file {
 	struct buffer text;    /* of a report */
 	struct vfs_file *next; /* while they are sorted out */
 };
-/* Exclusive use of the node's open state, across I/O. Makes it when missing. */
-int open_begin(struct vfs *vfs, struct node *node, struct open_state **ret_state);
-void open_end(struct vfs *vfs, struct node *node);
-/* The record that a detached node had when it was opened last, with its present size. */
-int open_frozen(struct vfs *vfs, struct node *node, struct inode *ret_inode, struct stat *ret_stat);
-/* Truncate by node. */
-int open_truncate(struct vfs *vfs, struct node *node, struct vfs_file *file, uint64_t size,
-                  struct message *message);
-bool open_is_open(struct vfs *vfs, struct node *node);
 /* Frees a released handle, which no longer counts as a writer. */
 void file_drop(struct vfs *vfs, struct vfs_file *file);
 /* At the end: the kernel has let go, or was cut off. */
 void open_let_go(struct vfs *vfs);
-void open_mode_changed(struct vfs *vfs, struct node *node, mode_t mode);
-
-/* As a predecessor kept them. The node has its scope. */
-int open_restore(struct vfs *vfs, struct kept_open *kept);
+/* As a predecessor kept it. The node has its scope. */
 int file_restore(struct vfs *vfs, void *kept);
-/* What open_restore made and no handle came to share. */
-void open_unshared(struct vfs *vfs, const struct kept_open *kept);
 /* Open for this request, by a predecessor. */
 void open_forget_request(struct vfs *vfs, uint64_t request);
 

@@ -31,8 +31,10 @@ struct chunk {
 	struct column_chunk at;
 	uint64_t asked; /* up to here it was asked for; its start: not at all */
 	uint64_t bytes_read;
+	uint32_t group_start; /* index of its row group's first chunk */
 	bool read;
-	bool guessed; /* and not read yet */
+	bool guessed;    /* and not read yet */
+	bool group_read; /* of a first chunk: some of its row group was */
 };
 
 struct columns {
@@ -85,8 +87,10 @@ int columns_new(const struct column_chunk *chunks, size_t count, struct columns 
 	columns->count = columns->current = count;
 	columns->proven = PROVEN_FIRST;
 	columns->chunks = calloc(count, sizeof(*columns->chunks));
-	for (size_t i = 0; columns->chunks && i < count; i++) {
-		columns->chunks[i] = (struct chunk){.at = sorted[i], .asked = sorted[i].start};
+	for (size_t i = 0, start = 0; columns->chunks && i < count; i++) {
+		start = sorted[i].group == sorted[start].group ? start : i;
+		columns->chunks[i] = (struct chunk){
+		        .at = sorted[i], .asked = sorted[i].start, .group_start = (uint32_t)start};
 		if (sorted[i].column >= columns->column_count)
 			columns->column_count = sorted[i].column + 1;
 	}
@@ -168,26 +172,6 @@ static void drop_all(struct columns *columns)
 	was_wrong(columns);
 }
 
-/* The first chunk of its row group. */
-static size_t group_start(const struct columns *columns, size_t i)
-{
-	while (i > 0 && columns->chunks[i - 1].at.group == columns->chunks[i].at.group)
-		i--;
-	return i;
-}
-
-static bool is_group_read(const struct columns *columns, size_t i)
-{
-	uint32_t group = columns->chunks[i].at.group;
-	for (i = group_start(columns, i); i < columns->count; i++) {
-		if (columns->chunks[i].at.group != group)
-			break;
-		if (columns->chunks[i].read)
-			return true;
-	}
-	return false;
-}
-
 /* Of a column that is read over and over, only the last row groups count. */
 static void count_group(struct columns *columns, uint32_t column)
 {
@@ -204,8 +188,9 @@ static void count_group(struct columns *columns, uint32_t column)
 static void was_read(struct columns *columns, size_t i)
 {
 	struct chunk *chunk = &columns->chunks[i];
-	bool wanted = is_wanted(columns, chunk), first = !is_group_read(columns, i);
-	chunk->read = true;
+	size_t start = chunk->group_start;
+	bool wanted = is_wanted(columns, chunk), first = !columns->chunks[start].group_read;
+	chunk->read = columns->chunks[start].group_read = true;
 	if (chunk->guessed) {
 		drop_guess(columns, chunk);
 		columns->proven++;
@@ -218,7 +203,6 @@ static void was_read(struct columns *columns, size_t i)
 	columns->group_count += first;
 	/* Row groups that are left out are not wanted; but what was passed over before its column
 	 * was known to be wanted is. */
-	size_t start = group_start(columns, i);
 	if (first ? start > columns->next : !wanted && start < columns->next)
 		columns->next = start;
 	if (first)

@@ -404,6 +404,30 @@ static void what_is_seldom_wanted_is_not_fetched(void **state)
 	end(&scan);
 }
 
+/* What a read costs must not grow with the number of columns. */
+static void wide_tables_cost_little(void **state)
+{
+	enum { WIDE = 6000, GROUPS = 20 };
+	struct column_chunk *chunks = calloc(WIDE * GROUPS, sizeof(*chunks));
+	struct columns *columns = NULL;
+	struct extent range;
+	for (uint32_t i = 0; i < WIDE * GROUPS; i++)
+		chunks[i] = (struct column_chunk){4 + i * 100 * KIB, 4 + (i + 1) * 100 * KIB,
+		                                  i / WIDE, i % WIDE};
+	assert_int_equal(columns_new(chunks, WIDE * GROUPS, &columns), 0);
+	int64_t before = clock_monotonic_ms();
+	for (unsigned i = 0; i < WIDE * GROUPS; i++) {
+		columns_read(columns, chunks[i].start, chunks[i].end);
+		while (columns_next(columns, 16 * MIB, &range))
+			;
+	}
+	int64_t took = clock_monotonic_ms() - before;
+	print_message("%u chunks of %u columns: %lld ms\n", WIDE * GROUPS, WIDE, (long long)took);
+	assert_true(took < 5000);
+	columns_free(columns);
+	free(chunks);
+}
+
 static void what_will_not_come_is_asked_for_again(void **state)
 {
 	static struct file file;
@@ -524,6 +548,7 @@ int main(void)
 	        cmocka_unit_test(threads_may_overtake_each_other),
 	        cmocka_unit_test(another_query_wants_other_columns),
 	        cmocka_unit_test(what_is_seldom_wanted_is_not_fetched),
+	        cmocka_unit_test(wide_tables_cost_little),
 	        cmocka_unit_test(what_will_not_come_is_asked_for_again),
 	        cmocka_unit_test(any_reads_are_survived),
 	        cmocka_unit_test_setup_teardown(a_file_with_a_footer_is_read_by_columns, set_up,

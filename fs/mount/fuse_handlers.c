@@ -478,12 +478,12 @@ static void handle_release(fuse_req_t request, fuse_ino_t node, struct fuse_file
 {
 	struct mount *mount = begin(request);
 	struct vfs_file *file = vfs_file_find(mount->vfs, info->fh); /* NULL: closed before */
-	bool wrote = (!file || vfs_file_writes(file)) && mount->passthrough.active;
+	bool mapped = (!file || vfs_file_maps(file)) && mount->passthrough.active;
 	if (file)
 		vfs_release(mount->vfs, file);
 	/* Writes through mmap changed the backing file's times, unseen by the kernel's FUSE side.
 	 */
-	if (wrote)
+	if (mapped)
 		notify_inode(mount, node, false);
 	fuse_reply_err(request, 0);
 }

@@ -167,6 +167,8 @@ uint64_t vfs_file_node(const struct vfs_file *file);
 uint64_t vfs_file_handle(const struct vfs_file *file);
 struct vfs_file *vfs_file_find(struct vfs *vfs, uint64_t handle);
 bool vfs_file_writes(const struct vfs_file *file);
+/* May it be written to through memory? mmap(2) wants a descriptor that can read. */
+bool vfs_file_maps(const struct vfs_file *file);
 
 /* -- directories -- */
 struct vfs_directory;

@@ -159,6 +159,7 @@ struct vfs_file {
 	struct node *node;        /* pinned */
 	struct open_state *state; /* the node's, while this handle counts in it; NULL: a report */
 	bool writes;
+	bool reads;
 	pid_t pid;
 	struct {
 		uint64_t number;  /* counted in worktree_writer; 0: not */

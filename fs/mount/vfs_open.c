@@ -12,7 +12,7 @@
 struct kept_file {
 	uint64_t handle, node, number, request;
 	int32_t pid;
-	bool writes;
+	bool writes, reads;
 };
 
 /* -- handles -- */
@@ -30,6 +30,7 @@ static struct vfs_file *file_new(struct vfs *vfs, struct node *node, int flags,
 	file->handle = handle_new(vfs);
 	file->node = node;
 	file->writes = (flags & O_ACCMODE) != O_RDONLY;
+	file->reads = (flags & O_ACCMODE) != O_WRONLY;
 	file->pid = caller->pid;
 	return file;
 }
@@ -62,7 +63,8 @@ static int file_publish(struct vfs *vfs, struct vfs_file *file)
 		                                 .number = file->is.number,
 		                                 .request = request_current(),
 		                                 .pid = file->pid,
-		                                 .writes = file->writes};
+		                                 .writes = file->writes,
+		                                 .reads = file->reads};
 		keep_publish(file->kept, KEEP_FILE);
 	}
 	return file_enlist(vfs, file);
@@ -202,7 +204,7 @@ void vfs_release(struct vfs *vfs, struct vfs_file *file)
 	vfs->file_count--;
 	pthread_mutex_unlock(&vfs->files_lock);
 	if (file->state && open_begin(vfs, file->node, &state) == 0) {
-		if (file->is.number && state->backing > 0 && state->data &&
+		if (file->is.number && file->reads && state->backing > 0 && state->data &&
 		    handle_may_be_mapped(state)) {
 			file->is.staging = state->staging;
 			file->shown = state->inode.shown;
@@ -462,6 +464,11 @@ bool vfs_file_writes(const struct vfs_file *file)
 	return file->writes && file->state;
 }
 
+bool vfs_file_maps(const struct vfs_file *file)
+{
+	return file->reads && vfs_file_writes(file);
+}
+
 /* -- after a start that follows a crash: nobody else is inside -- */
 
 int file_restore(struct vfs *vfs, void *record)
@@ -482,6 +489,7 @@ int file_restore(struct vfs *vfs, void *record)
 	                          .kept = kept,
 	                          .node = node,
 	                          .writes = kept->writes,
+	                          .reads = kept->reads,
 	                          .is.number = kept->number,
 	                          .pid = kept->pid};
 	result = file_enlist(vfs, file);

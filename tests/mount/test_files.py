@@ -413,6 +413,34 @@ def attributes(lake, here):
         write(here / "another", b"")
         assert here.stat().st_mtime_ns > directory
 
+    with tests.case("a write's time is seen at once and after close, however it is made"):
+        source = here / "source"
+        source.write_bytes(b"s" * 9000)
+
+        def send(fd):
+            with open(source, "rb") as file:
+                assert os.sendfile(fd, file.fileno(), 0, 9000) == 9000
+
+        def copy(fd):
+            with open(source, "rb") as file:
+                assert os.copy_file_range(file.fileno(), fd, 9000, 0) == 9000
+
+        def put(fd):
+            os.write(fd, b"w" * 9000)
+
+        path = here / "timed"
+        for flags, how in ((os.O_WRONLY, put), (os.O_WRONLY, send), (os.O_WRONLY, copy), (os.O_RDWR, put),
+                           (os.O_RDWR, send), (os.O_WRONLY | os.O_APPEND, put)):
+            fd = os.open(path, os.O_CREAT | os.O_TRUNC | flags)
+            for turn in range(3):
+                before = path.stat()
+                time.sleep(0.02)
+                how(fd)
+                if turn < 2:
+                    assert path.stat().st_mtime_ns > before.st_mtime_ns, (flags, how)
+            os.close(fd)
+            assert path.stat().st_mtime_ns > before.st_mtime_ns, (flags, how)
+
     with tests.case("extended attributes; kept by a commit"):
         path = write(here / "xattr", b"")
         os.setxattr(path, "user.one", b"1" * 1000)

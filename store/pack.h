@@ -65,7 +65,8 @@ struct packed {
 	uint8_t check[CHECK_BYTES];
 	uint8_t seal[CHECK_BYTES]; /* first bytes of a record's seal; zero for chunks */
 };
-enum pack_state { PACK_OPEN, PACK_SEALED, PACK_PUTTING };
+/* Stored: it is in the store, but does not count as durable yet. */
+enum pack_state { PACK_OPEN, PACK_SEALED, PACK_PUTTING, PACK_STORED, PACK_RETIRING };
 struct pack {
 	uint8_t id[PACK_ID_BYTES];
 	atomic_uint references;

@@ -8,7 +8,7 @@
 # BENCH_ONLY    some of: large small versions peers s3 s3-latency   (all)
 # BENCH_S3_BYTES   of the file that is read from S3          (536870912)
 # BENCH_S3_FILES   in the large lake in S3                   (100000)
-# BENCH_S3_PARTS   some of: sequential random_reads small_files append rename duckdb versions   (all)
+# BENCH_S3_PARTS   some of: sequential random_reads small_files append rename duckdb wide_table versions   (all)
 set -eu
 cd "$(dirname "$0")/../.."
 : "${LAKE_BIN:=build/bin}" "${BENCH_DIR:=build/bench}" "${BENCH_FILES:=1000000}"

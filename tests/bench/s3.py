@@ -19,6 +19,7 @@ LATENCY_MS = 15
 SMALL_BYTES = 10 * KIB
 DIRECTORIES = 20
 FLIGHTS = 20
+COPIES = 4  # of the flights in the wide table: about 100 MB each
 READS = 200
 PYTHON = os.path.join(REPOSITORY, "build", "venv", "bin", "python")
 SOURCE = os.path.join(REPOSITORY, "build", "node", "node_modules", "vega-datasets", "data", "flights-3m.parquet")
@@ -98,26 +99,30 @@ def make_readable(gateway, place):
     """The same bytes in a lake and as the peers' objects."""
     say("making what is read")
     big, base = os.path.join(DISK, "big"), os.path.join(DISK, "base")
-    flights, many = os.path.join(DISK, "flights"), os.path.join(DISK, "many")
+    flights, wide, many = (os.path.join(DISK, name) for name in ("flights", "wide", "many"))
     os.makedirs(flights)
+    os.makedirs(wide)
     os.makedirs(many)
     tool("fill", big, BIG, 5)
     tool("fill", base, BIG // 2, 6)
     tool("make", many, 1, 1000, KIB, 1, 8)
     if os.path.exists(SOURCE) and os.path.exists(PYTHON):
         subprocess.run([PYTHON, query_program(), SOURCE, flights, str(FLIGHTS)], check=True)
+        subprocess.run([PYTHON, query_program(), SOURCE, wide, str(COPIES), "wide"], check=True)
     gateway.bucket("lake")
     gateway.bucket("peers")
     with place.lake("read", new=True) as lake:
         for path in (big, base):
             shutil.copyfile(path, lake.path("main", os.path.basename(path)))
-        for path in (flights, os.path.join(many, "d0000")):
+        for path in (flights, wide, os.path.join(many, "d0000")):
             shutil.copytree(path, lake.path("main", os.path.basename(path)))
         seconds, _ = lake.timed("commit", branch="main", message="what is read")
         say(f"  committed: {seconds:.1f} s")
-        for name in sorted(os.listdir(flights)):
-            gateway.upload("peers", f"flights/{name}", os.path.join(flights, name))
-        gateway.request("PUT", "/peers/flights/", body=b"")
+        for table in (flights, wide):
+            base_name = os.path.basename(table)
+            for name in sorted(os.listdir(table)):
+                gateway.upload("peers", f"{base_name}/{name}", os.path.join(table, name))
+            gateway.request("PUT", f"/peers/{base_name}/", body=b"")
     shutil.rmtree(lake.directory)
     for path in (big, base):
         gateway.upload("peers", os.path.basename(path), path)
@@ -226,6 +231,36 @@ def duckdb(place):
     for kind in PEERS:
         with place.peer(kind, "peers") as peer:
             against("  the same", kind.name, queries(peer.path("flights"))[0], lake[0])
+
+
+def wide_table(place):
+    """A large Parquet file, of whose columns few are wanted."""
+    wide = os.path.join(DISK, "wide")
+    if not os.listdir(wide):
+        return
+    say("DuckDB, a wide table")
+    size = size_text(sum(entry.stat().st_size for entry in os.scandir(wide)))
+    for number, what in ((3, "2 columns"), (4, "4 columns")):
+        def query(directory, number=number):
+            run = subprocess.run([PYTHON, query_program(), directory, str(number)], check=True, stdout=subprocess.PIPE)
+            return float(run.stdout)
+        def native(query=query):
+            drop_page_cache()
+            subprocess.run([PYTHON, query_program()], check=True)
+            return query(wide)
+        def ours(query=query):
+            with place.fresh() as lake:
+                subprocess.run([PYTHON, query_program()], check=True)
+                place.counted.reset()
+                return query(lake.path("main", "wide"))
+        disk, lake = median(native), median(ours)
+        fetched = f", fetched {size_text(place.counted.counted()[1])}" if place.slow else ""
+        row(f"DuckDB, {what} of 11 of one Parquet file of {size}{fetched}; ext4", seconds_text(disk), seconds_text(lake),
+            disk / lake)
+        for kind in PEERS:
+            with place.peer(kind, "peers") as peer:
+                subprocess.run([PYTHON, query_program()], check=True)
+                against("  the same", kind.name, query(peer.path("wide")), lake)
 
 
 # -- writing until durable --
@@ -378,7 +413,7 @@ def measure(wanted, gateway, counted, delayed):
         added = f"{LATENCY_MS} ms added to every request" if place.slow else "without added latency"
         say(added)
         section(f"S3 (radosgw on loopback, in memory), {added}; cold caches, fresh mounts; ratio of speeds")
-        for part in (sequential, random_reads, small_files, append, rename, duckdb):
+        for part in (sequential, random_reads, small_files, append, rename, duckdb, wide_table):
             if PARTS and part.__name__ not in PARTS:
                 continue
             part(place)

@@ -65,8 +65,7 @@ struct packed {
 	uint8_t check[CHECK_BYTES];
 	uint8_t seal[CHECK_BYTES]; /* first bytes of a record's seal; zero for chunks */
 };
-/* Stored: it is in the store, but does not count as durable yet. */
-enum pack_state { PACK_OPEN, PACK_SEALED, PACK_PUTTING, PACK_STORED, PACK_RETIRING };
+enum pack_state { PACK_OPEN, PACK_SEALED, PACK_PUTTING };
 struct pack {
 	uint8_t id[PACK_ID_BYTES];
 	atomic_uint references;

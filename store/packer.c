@@ -11,10 +11,8 @@
  * flush. The index is a cache, so nobody waits until a flush's last pack is in it but who frees the
  * packer: that thread enters it while the caller goes on.
  *
- * Invariants: (1) a tree pack counts as durable, for a flush and the index, only when every pack
- *             sealed before it is, and sealing a tree pack seals the content pack first: whoever
- *             is told of a tree can read all below. (Nobody finds a pack who is not told of it,
- *             so it may be on its way, or in the store, before them: that saves a round trip.)
+ * Invariants: (1) a tree pack is put only when every pack sealed before it is durable, and sealing
+ *             a tree pack seals the content pack first: whoever sees a tree can read all below;
  *             (2) at most PACKS_QUEUED_MAX sealed packs are in memory: an add that would make one
  *             more puts one first, and fails when that fails;
  *             (3) a pack that could not be put stays queued, for the next flush.
@@ -297,44 +295,10 @@ static struct pack *next_to_put(struct packer *packer)
 	if (packer->putting >= PACKS_PUTTING_MAX)
 		return NULL;
 	DL_FOREACH (packer->queue, pack) {
-		if (pack->state == PACK_SEALED)
+		if (pack->state == PACK_SEALED && (!pack->tree || pack == packer->queue))
 			return pack;
 	}
 	return NULL;
-}
-
-static struct pack *next_to_retire(struct packer *packer)
-{
-	struct pack *pack;
-
-	DL_FOREACH (packer->queue, pack) {
-		if (pack->state == PACK_STORED && (!pack->tree || pack == packer->queue))
-			return pack;
-	}
-	return NULL;
-}
-
-/* What is stored counts from now on. Under the lock, which is given up meanwhile. */
-static void retire(struct packer *packer, struct pack *pack)
-{
-	bool later;
-
-	pack->state = PACK_RETIRING;
-	pthread_mutex_unlock(&packer->lock);
-	odb_pack_durable(packer->odb, pack);
-	later = enter_later(packer, pack);
-	if (!later)
-		enter(packer, pack);
-	pthread_mutex_lock(&packer->lock);
-	DL_DELETE(packer->queue, pack);
-	packer->queued--;
-	if (later) {
-		packer->unentered = pack;
-		pthread_cond_signal(&packer->put_wanted);
-	} else {
-		part(packer, pack);
-	}
-	pthread_cond_broadcast(&packer->put_ended);
 }
 
 /* Put one queued pack, waiting for the puts of others where it must; 0 too when none is left.
@@ -343,6 +307,7 @@ static int put_one(struct packer *packer, struct message *message)
 {
 	char key[PACK_KEY_BYTES + 1];
 	struct pack *pack;
+	bool later = false;
 	int error;
 
 	while (!(pack = next_to_put(packer))) {
@@ -360,17 +325,30 @@ static int put_one(struct packer *packer, struct message *message)
 		fail(message, error, "finishing a pack");
 	else
 		error = object_put(odb_store(packer->odb), key, pack->data, pack->length, message);
+	if (!error) {
+		odb_pack_durable(packer->odb, pack);
+		later = enter_later(packer, pack);
+		if (!later)
+			enter(packer, pack);
+	}
 
 	pthread_mutex_lock(&packer->lock);
 	packer->putting--;
-	pack->state = error ? PACK_SEALED : PACK_STORED;
 	pthread_cond_broadcast(&packer->put_ended);
-	if (error)
+	if (error) {
+		pack->state = PACK_SEALED;
 		return fail_context(message, error, "putting %s", key);
+	}
 	packer->stats.packs_put++;
 	packer->stats.bytes_stored += pack->length;
-	while ((pack = next_to_retire(packer)))
-		retire(packer, pack);
+	DL_DELETE(packer->queue, pack);
+	packer->queued--;
+	if (later) {
+		packer->unentered = pack;
+		pthread_cond_signal(&packer->put_wanted);
+	} else {
+		part(packer, pack);
+	}
 	return 0;
 }
 

@@ -28,8 +28,6 @@ struct wrapper {
 	int damage_gets;        /* damage so many gets: flip a bit of the first byte */
 	uint64_t damage_offset; /* or of this byte of the object, if the range has it */
 	sem_t *hold;            /* the next put waits for it */
-	bool fail_held;         /* ... and fails then */
-	sem_t *stored;          /* posted after each put */
 	char put_keys[64][OBJECT_KEY_MAX + 1];
 };
 
@@ -74,18 +72,12 @@ static inline int wrapper_put(struct object_store *store, const char *key, const
 		return (fail)(message, -ERR_STORE_AWAY, "the store is away");
 	}
 	hold = __atomic_exchange_n(&wrapper->hold, NULL, __ATOMIC_SEQ_CST);
-	if (hold) {
+	if (hold)
 		sem_wait(hold);
-		if (wrapper->fail_held)
-			return (fail)(message, -ERR_STORE_AWAY, "the store is away");
-	}
 	put = __atomic_fetch_add(&wrapper->puts, 1, __ATOMIC_RELAXED);
 	if (put < 64)
 		snprintf(wrapper->put_keys[put], sizeof(wrapper->put_keys[put]), "%s", key);
-	int error = object_put(wrapper->inner, key, bytes, length, message);
-	if (wrapper->stored)
-		sem_post(wrapper->stored);
-	return error;
+	return object_put(wrapper->inner, key, bytes, length, message);
 }
 
 static inline int wrapper_list(struct object_store *store, const char *prefix,

@@ -160,12 +160,23 @@ static uint64_t window_of(const struct cursors *cursors, const struct cursor *cu
 	return larger(window, WINDOW_BYTES_MIN);
 }
 
+/* Tells columns of the read, or replay while none are known. True: that says what goes on from it,
+ * and no window has to. */
+static bool foresee(struct cursors *cursors, const struct cursors_read *read)
+{
+	if (cursors->columns)
+		return columns_read(cursors->columns, read->start, read->end);
+	replay_read(&cursors->replay, read->start, read->end);
+	return replay_expects(&cursors->replay, read->end);
+}
+
 /* What may be fetched in vain for these bytes read: three quarters of them; all, for who goes on
  * steadily; the double, for a file that is read from its beginning, or as it was before. */
 static uint64_t earn(const struct cursors *cursors, const struct cursor *cursor, uint64_t bytes)
 {
-	bool replays = cursors->replay.place_count && cursors->replay.proven >= REPLAY_PROVEN;
-	bool foreseen = replays || (cursors->columns && columns_proven(cursors->columns));
+	bool foreseen = cursors->columns ? columns_proven(cursors->columns)
+	                                 : cursors->replay.place_count &&
+	                                           cursors->replay.proven >= REPLAY_PROVEN;
 	if ((cursor->at_start && cursor->continued) || foreseen)
 		return 2 * bytes;
 	return cursor->run >= STEADY_BYTES ? bytes : bytes - bytes / 4;
@@ -189,8 +200,7 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 		cursors->started = true;
 		cursors->credit += CREDIT_START;
 	}
-	replay_read(&cursors->replay, read->start, read->end);
-	bool in_column = cursors->columns && columns_read(cursors->columns, read->start, read->end);
+	bool foreseen = foresee(cursors, read);
 	cursors->credit += used + earn(cursors, cursor, used + read->missing);
 	if (cursors->replay.place_count && !cursors->replayed) {
 		cursors->replayed = true;
@@ -198,7 +208,7 @@ uint64_t cursors_read(struct cursors *cursors, const struct cursors_read *read,
 	}
 	cursors->credit = smaller(cursors->credit, larger(read->window_max, CREDIT_FIRST));
 	uint64_t window = smaller(window_of(cursors, cursor), read->window_max);
-	if (!window || in_column || replay_expects(&cursors->replay, read->end))
+	if (!window || foreseen)
 		return used;
 
 	uint64_t from = larger(cursor->ahead, cursor->at);

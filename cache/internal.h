@@ -8,7 +8,7 @@
  *   cursors.c  how far ahead of its readers to fetch
  *   replay.c   reads that come again elsewhere in a file
  *   columns.c  the columns that are read of a file
- *   footer.c   where a file says that its columns are
+ *   footer.c   where a file says that its columns are (parquet.c: in Parquet's words)
  *   evict.c    recency, the bound, making room
  *   durable.c  recent/ -> blobs/ once synced, and what may be trusted on opening
  *   verify.c   checking local files against their ids
@@ -233,13 +233,13 @@ int job_run(struct job *job, struct message *message);
 /* Give up one that was taken out of the queue: nobody has it claimed any more. */
 void job_abandon(struct job *job);
 
-/* -- footer.c -- */
-/* Have the cursors know the file's columns, if its end tells of any. By a thread of the pool. */
-void footer_read(struct blob *blob);
-
 /* Fetching ahead failed: not again at once. */
 void ahead_pause(struct cache *cache);
 bool ahead_pauses(const struct cache *cache);
+
+/* -- footer.c -- */
+/* Have the cursors know the file's columns, if its end tells of any. By a thread of the pool. */
+void footer_read(struct blob *blob);
 
 /* -- pool.c -- */
 int pool_new(uint64_t bytes_max, struct pool **ret_pool);

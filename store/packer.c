@@ -12,7 +12,8 @@
  * packer: that thread enters it while the caller goes on.
  *
  * Invariants: (1) a tree pack is put only when every pack sealed before it is durable, and sealing
- *             a tree pack seals the content pack first: whoever sees a tree can read all below;
+ *             a tree pack seals the content pack first: whoever sees a tree can read all below
+ *             (fsck lists commits that no ref leads to, and they must be whole);
  *             (2) at most PACKS_QUEUED_MAX sealed packs are in memory: an add that would make one
  *             more puts one first, and fails when that fails;
  *             (3) a pack that could not be put stays queued, for the next flush.

@@ -308,6 +308,13 @@ static void read_chunk(struct scan *scan, unsigned group, unsigned column, uint6
 	}
 }
 
+static void tell(const struct scan *scan)
+{
+	print_message("%u chunks of %u not here, %u not whole; ahead %.2f times what was read\n",
+	              scan->cold, scan->chunks, scan->partly,
+	              (double)scan->ahead_bytes / (double)scan->read_bytes);
+}
+
 static void wanted_columns_are_fetched_ahead(void **state)
 {
 	static struct file file;
@@ -318,9 +325,7 @@ static void wanted_columns_are_fetched_ahead(void **state)
 	for (unsigned group = 0; group < file.groups; group++)
 		for (unsigned i = 0; i < 4; i++)
 			read_chunk(&scan, group, wanted[i], 128 * KIB);
-	print_message("%u chunks of %u not here, %u not whole; ahead %.2f times what was read\n",
-	              scan.cold, scan.chunks, scan.partly,
-	              (double)scan.ahead_bytes / (double)scan.read_bytes);
+	tell(&scan);
 	assert_in_range(scan.cold, 1, 20); /* small neighbours may look as if they were wanted */
 	assert_in_range(scan.partly, 0, 20);
 	assert_true(scan.ahead_bytes < scan.read_bytes);
@@ -350,9 +355,7 @@ static void threads_may_overtake_each_other(void **state)
 			groups[i] = next++;
 		}
 	}
-	print_message("%u chunks of %u not here, %u not whole; ahead %.2f times what was read\n",
-	              scan.cold, scan.chunks, scan.partly,
-	              (double)scan.ahead_bytes / (double)scan.read_bytes);
+	tell(&scan);
 	assert_in_range(scan.cold, 1, 40);
 	assert_true(scan.ahead_bytes < scan.read_bytes);
 	end(&scan);
